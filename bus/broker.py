@@ -1,0 +1,172 @@
+"""ATLAS's end of every plane: XSUB → XPUB with the last value at subscription, and two ROUTERs.
+
+The broker moves frames; what they mean is decided by its owner, who looks at
+each before it is forwarded. It belongs to the thread that made it. It does not
+lock the run directory: its owner's instance lock keeps a second one away, which
+matters, as binding an occupied ipc path would steal the traffic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+import zmq
+
+from bus.codec import MAX_FRAME_BYTES
+from bus.endpoints import RunDir
+
+Frames = tuple[bytes, bytes]
+
+_PER_TURN = 2000  # frames taken from one socket before the others get their turn
+_TOPICS_KEPT = 50_000
+_SUBSCRIPTION_BYTES = 256
+
+
+@dataclass
+class Arrivals:
+    """What came in during one turn."""
+
+    telemetry: list[Frames] = field(default_factory=list)
+    """(topic, frame)"""
+    agents: list[Frames] = field(default_factory=list)
+    """(routing id, frame)"""
+    operators: list[Frames] = field(default_factory=list)
+    """(routing id, frame)"""
+
+
+class Broker:
+    """Four bound sockets in the run directory, and a last value for each topic."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._context = zmq.Context()
+        self._bound: dict[str, tuple[zmq.Socket[bytes], int]] = {}
+        self._xsub = self._bind(zmq.XSUB, run_dir.telemetry, max_bytes=MAX_FRAME_BYTES)
+        self._xpub = self._bind(zmq.XPUB, run_dir.feed, max_bytes=_SUBSCRIPTION_BYTES)
+        self._agents = self._bind(zmq.ROUTER, run_dir.agents, max_bytes=MAX_FRAME_BYTES)
+        self._operators = self._bind(zmq.ROUTER, run_dir.operators, max_bytes=MAX_FRAME_BYTES)
+        self._xsub.send(b"\x01")  # everything
+        self._poller = zmq.Poller()
+        for socket in (self._xsub, self._xpub, self._agents, self._operators):
+            self._poller.register(socket, zmq.POLLIN)
+        self._last: dict[bytes, bytes] = {}
+        self._wanted: set[bytes] = set()
+        self.counts: Counter[str] = Counter()
+
+    def _bind(self, kind: int, endpoint: str, *, max_bytes: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        if kind == zmq.XPUB:
+            socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is shown, not only the first of its topic
+            socket.setsockopt(zmq.SNDHWM, 10_000)
+        else:
+            socket.setsockopt(zmq.RCVHWM, 10_000)
+        self._listen(socket, endpoint)
+        return socket
+
+    def _listen(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        socket.bind(endpoint)
+        path = endpoint.removeprefix("ipc://")
+        os.chmod(path, 0o600)
+        self._bound[endpoint] = (socket, os.stat(path).st_ino)
+
+    def turn(self, timeout_s: float) -> Arrivals:
+        """Wait up to timeout_s for anything, then take what is there."""
+        arrivals = Arrivals()
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._xpub in ready:
+            self._take_subscriptions()
+        if self._xsub in ready:
+            self._drain(self._xsub, arrivals.telemetry)
+        if self._agents in ready:
+            self._drain(self._agents, arrivals.agents)
+        if self._operators in ready:
+            self._drain(self._operators, arrivals.operators)
+        return arrivals
+
+    def _drain(self, socket: zmq.Socket[bytes], into: list[Frames]) -> None:
+        try:
+            for _ in range(_PER_TURN):
+                parts = socket.recv_multipart(zmq.DONTWAIT)
+                if len(parts) == 2:
+                    into.append((parts[0], parts[1]))
+                else:
+                    self.counts["wrong_parts"] += 1
+        except zmq.Again:
+            return
+
+    def _take_subscriptions(self) -> None:
+        try:
+            for _ in range(_PER_TURN):
+                frame = self._xpub.recv(zmq.DONTWAIT)
+                if frame[:1] == b"\x01":
+                    self._wanted.add(frame[1:])
+        except zmq.Again:
+            return
+
+    def replay(self) -> None:
+        """Send the last values to those who subscribed since the last call.
+
+        XPUB cannot address one subscriber, so others see a value again, with the
+        seq that they have already seen. Call it a few times a second, so that a
+        storm of subscriptions costs one pass.
+        """
+        if not self._wanted:
+            return
+        prefixes = tuple(self._wanted)
+        self._wanted.clear()
+        for topic, frame in self._last.items():
+            if topic.startswith(prefixes):
+                self._send([topic, frame])
+
+    def publish(self, topic: bytes, frame: bytes, *, keep: bool) -> None:
+        """Send to the subscribers of the topic; keep it as the topic's last value if asked to."""
+        if keep:
+            if topic in self._last or len(self._last) < _TOPICS_KEPT:
+                self._last[topic] = frame
+            else:
+                self.counts["topics_not_kept"] += 1
+        self._send([topic, frame])
+
+    def _send(self, parts: list[bytes]) -> None:
+        try:
+            self._xpub.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            self.counts["feed_full"] += 1
+
+    def to_agent(self, routing_id: bytes, frame: bytes) -> None:
+        """Send to one agent; a ROUTER drops what is for nobody."""
+        self._route(self._agents, routing_id, frame)
+
+    def to_operator(self, routing_id: bytes, frame: bytes) -> None:
+        """Send to one operator; a ROUTER drops what is for nobody."""
+        self._route(self._operators, routing_id, frame)
+
+    def _route(self, socket: zmq.Socket[bytes], routing_id: bytes, frame: bytes) -> None:
+        try:
+            socket.send_multipart([routing_id, frame], zmq.DONTWAIT)
+        except zmq.Again:
+            self.counts["router_full"] += 1
+
+    def rebind_missing(self) -> list[str]:
+        """Bind again what somebody unlinked or replaced; return those endpoints."""
+        again = []
+        for endpoint, (socket, inode) in list(self._bound.items()):
+            path = endpoint.removeprefix("ipc://")
+            try:
+                if os.stat(path).st_ino == inode:
+                    continue
+            except FileNotFoundError:
+                pass  # that is what is mended here
+            socket.unbind(endpoint)
+            self._listen(socket, endpoint)
+            again.append(endpoint)
+        return again
+
+    def close(self) -> None:
+        """Close the sockets; libzmq unlinks their paths."""
+        for socket, _ in self._bound.values():
+            socket.close(linger=0)
+        self._context.term()

@@ -1,0 +1,121 @@
+"""Where the sockets are: one private run directory per fleet and host.
+
+The run directory is ``$CDN_RUN_DIR``; else ``run`` beside the ``supervisord.conf``
+of the working directory, if there is one; else ``$XDG_RUNTIME_DIR/cdn``; else
+``/run/cdn`` for root; else ``./run``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_SOCKET_PATH_BYTES = 107
+"""sockaddr_un.sun_path holds 108 bytes with its closing NUL, unix(7)."""
+
+_LONGEST_NAME = "supervisor.sock.1234567"  # supervisor binds a temporary name with its pid first
+
+
+class RunDirError(Exception):
+    """The run directory cannot serve; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The run directory's paths and endpoints."""
+
+    path: Path
+
+    @property
+    def telemetry(self) -> str:
+        """Publishers connect here (ATLAS's XSUB)."""
+        return f"ipc://{self.path}/telemetry.sock"
+
+    @property
+    def feed(self) -> str:
+        """Subscribers connect here (ATLAS's XPUB)."""
+        return f"ipc://{self.path}/feed.sock"
+
+    @property
+    def agents(self) -> str:
+        """Daemons and wardens connect here (ATLAS's ROUTER)."""
+        return f"ipc://{self.path}/agents.sock"
+
+    @property
+    def operators(self) -> str:
+        """cdnctl connects here (ATLAS's other ROUTER)."""
+        return f"ipc://{self.path}/operators.sock"
+
+    @property
+    def notify(self) -> Path:
+        """The warden's datagram socket, sd_notify(3)."""
+        return self.path / "notify.sock"
+
+    @property
+    def supervisor(self) -> Path:
+        """supervisord's XML-RPC."""
+        return self.path / "supervisor.sock"
+
+    def lock(self, name: str) -> Path:
+        """The lock of one instance: flock(2)ed by the process that is it."""
+        return self.path / "locks" / f"{name}.lock"
+
+    def state(self, name: str) -> Path:
+        """Where one instance keeps what must outlive it."""
+        return self.path / "state" / name
+
+    def log(self, name: str) -> Path:
+        """Where supervisord.conf sends one program's output."""
+        return self.path / f"{name}.log"
+
+
+def default_run_dir(environ: Mapping[str, str] = os.environ) -> RunDir:
+    """The run directory by the rule at the head of this module; nothing is made or checked."""
+    if configured := environ.get("CDN_RUN_DIR"):
+        return RunDir(Path(configured).absolute())
+    if Path("supervisord.conf").is_file():
+        return RunDir(Path("run").absolute())
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return RunDir(Path(runtime).absolute() / "cdn")
+    if os.geteuid() == 0:
+        return RunDir(Path("/run/cdn"))
+    return RunDir(Path("run").absolute())
+
+
+def prepare(run_dir: RunDir) -> RunDir:
+    """Make the run directory if there is none, and see that it is private, writable and short enough.
+
+    Raises RunDirError.
+    """
+    path = run_dir.path
+    longest = len(os.fsencode(path / _LONGEST_NAME))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        excess = longest - MAX_SOCKET_PATH_BYTES
+        raise RunDirError(
+            f"cannot use run directory {path}: socket paths in it would have {longest} bytes, the limit is "
+            f"{MAX_SOCKET_PATH_BYTES}; set CDN_RUN_DIR to a path at least {excess} bytes shorter"
+        )
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        if status.st_uid != os.geteuid():
+            raise RunDirError(
+                f"cannot use run directory {path}: it belongs to uid {status.st_uid}, this is uid {os.geteuid()}; "
+                f"set CDN_RUN_DIR to a directory of your own"
+            )
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            path.chmod(0o700)
+        for name in ("locks", "state"):
+            (path / name).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RunDirError(
+            f"cannot use run directory {path}: {error.strerror}; set CDN_RUN_DIR to a directory that you may write"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RunDirError(
+            f"cannot use run directory {path}: it is not writable; set CDN_RUN_DIR to a directory that you may write"
+        )
+    return run_dir

@@ -1,0 +1,421 @@
+"""The vocabulary: every message that crosses a process boundary. Pure: values only.
+
+These are also the domain types; there is no second set. On the wire each is a
+msgpack map, tagged by the key ``type``, so that outsiders can read it. Fields
+are only ever added, with defaults. A receiver ignores unknown fields of a
+status and refuses unknown fields of a command.
+
+Units stand in the names: ``_s`` seconds, ``_bytes`` bytes, ``cpu_cores`` cores
+(1.0 is one core busy). An unknown quantity is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$")]
+"""A service, instance, host or process: one word, as it becomes part of topics, file names and URLs."""
+
+# -- words ---------------------------------------------------------------------------------------
+
+
+class HealthStatus(StrEnum):
+    """How well a service does its work, in its own daemon's judgement."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+
+
+class OodaPhase(StrEnum):
+    """Where a service's control loop stands (Boyd: observe, orient, decide, act)."""
+
+    OBSERVE = "observe"
+    ORIENT = "orient"
+    DECIDE = "decide"
+    ACT = "act"
+
+
+class OodaMode(StrEnum):
+    """off: the loop rests. shadow: it decides and records. on: it acts too."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    ON = "on"
+
+
+class LifecyclePhase(StrEnum):
+    """What a service's process is about; the transitions stand in cdn_daemon/lifecycle.py."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class ProcessState(StrEnum):
+    """supervisor's words for a process (http://supervisord.org/subprocess.html#process-states)."""
+
+    STOPPED = "STOPPED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+    EXITED = "EXITED"
+    FATAL = "FATAL"
+    UNKNOWN = "UNKNOWN"
+
+
+class OutcomeKind(StrEnum):
+    """How a command ended. unknown: its effect could not be established before the deadline."""
+
+    DONE = "done"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+class Verb(StrEnum):
+    """What an operator may ask of a service."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+
+
+# -- telemetry: published, topics in bus/topics.py ---------------------------------------------------
+
+
+class Vitals(Struct, frozen=True, kw_only=True):
+    """A process as the operating system sees it, sampled once a second."""
+
+    rss_bytes: int | None = None
+    cpu_cores: float | None = None
+    fds: int | None = None
+    threads: int | None = None
+    children: int | None = None
+    loop_lag_s: float | None = None
+    """Age of the oldest pulse that the service's own loop has not answered, or its last answer time."""
+    tick_late_s: float | None = None
+    """99th percentile of how late the daemon's ticks began, over the last minute."""
+    tick_body_s: float | None = None
+    """99th percentile of how long a tick's work took, over the last minute."""
+
+
+class ServiceMetrics(Struct, frozen=True, kw_only=True):
+    """What a service measures: the framework's vitals, and numbers of its own by name."""
+
+    vitals: Vitals = field(default_factory=Vitals)
+    in_flight: int = 0
+    """Requests accepted and not yet answered."""
+    requests: int = 0
+    """Requests answered since the process began."""
+    values: dict[str, float] = field(default_factory=dict)
+    """The service's own metrics, named as Prometheus would (``rows_written_total``)."""
+
+
+class DaemonStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="daemon_status"):
+    """What a service's daemon says of it: on every change, and at least once a second."""
+
+    service: Name
+    instance: Name
+    """Unique in the fleet; the same as service unless it has several instances."""
+    host: Name
+    incarnation: int
+    """Counts the starts of this instance in its run directory: a larger one is a later start."""
+    seq: int
+    """1, 2, 3 … within one incarnation; a gap is a lost message."""
+    pid: int
+    time_s: float
+    """Unix time at the sender."""
+    monotonic_s: float
+    """CLOCK_MONOTONIC at the sender; only differences mean anything."""
+    uptime_s: float
+    restarts: int = 0
+    """Starts of this instance under the present supervisor, less the first."""
+    phase: LifecyclePhase = LifecyclePhase.STARTING
+    health: HealthStatus = HealthStatus.UNKNOWN
+    reasons: tuple[str, ...] = ()
+    """Why it is not healthy; empty when it is."""
+    ooda_phase: OodaPhase = OodaPhase.OBSERVE
+    ooda_mode: OodaMode = OodaMode.ON
+    address: str | None = None
+    """Base URL of the service's server, such as ``http://127.0.0.1:18100``; None before it listens."""
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
+
+
+class ProcessRow(Struct, frozen=True, kw_only=True):
+    """One process of supervisord's table."""
+
+    name: Name
+    """supervisor's name: ``program``, or ``group:process`` where they differ."""
+    state: ProcessState
+    pid: int | None = None
+    uptime_s: float | None = None
+    """Seconds since the process was spawned; None when there is none."""
+    restarts: int = 0
+    """Starts since supervisord began, less the first."""
+    wait_status: int | None = None
+    """Raw status of waitpid(2) of the last process that ended; None if none has."""
+    reason: str = ""
+    """Why it is not running, in words; empty when it is."""
+    next_try_s: float | None = None
+    """Seconds until supervisord tries again, when it is backing off."""
+    log: str | None = None
+    """Path of the file that holds its output on that host."""
+
+
+class NodeStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="node_status"):
+    """What the warden inside supervisord says of its host's processes."""
+
+    host: Name
+    incarnation: int
+    """Counts supervisord's starts in its run directory."""
+    seq: int
+    pid: int
+    time_s: float
+    monotonic_s: float
+    processes: tuple[ProcessRow, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    """The warden's own counters: errors survived, datagrams refused, verdicts, …"""
+    last_error: str = ""
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
+    """Something happened to an instance; events have happened, commands ask."""
+
+    id: str
+    source: Name
+    """Who says so: an instance, or a host's warden as ``warden@HOST``."""
+    incarnation: int
+    """The source's own."""
+    seq: int
+    """1, 2, 3 … within one source, incarnation and topic."""
+    time_s: float
+    host: Name
+    instance: Name
+    subject_incarnation: int | None = None
+    kind: str
+    """One word: state, health, restart, command, unreachable, …"""
+    text: str
+    cause: str | None = None
+    """Id of the event or command that led to this one."""
+
+
+Telemetry = DaemonStatus | NodeStatus | Event
+
+
+# -- commands: ATLAS → daemons and wardens -------------------------------------------------------------
+
+
+class Restart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="restart"):
+    """Drain, then end with 75, so that supervisord starts the next incarnation."""
+
+
+class Shutdown(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="shutdown"):
+    """Drain, then end with 0, and stay down."""
+
+
+class HealthCheck(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="health_check"):
+    """Run every health check now; Done carries the status that results."""
+
+
+class ReportStatus(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="report_status"):
+    """Publish the status now; Done carries it too."""
+
+
+class StartProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="start_process"
+):
+    """To a warden: have supervisord start a process; Done when it is ready."""
+
+    name: Name
+
+
+class StopProcess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="stop_process"):
+    """To a warden: have supervisord stop a process; Done when it is gone."""
+
+    name: Name
+
+
+class RestartProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="restart_process"
+):
+    """To a warden: stop the process if there is one, then start it; Done when it is ready."""
+
+    name: Name
+
+
+class SignalProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="signal_process"
+):
+    """To a warden: send a signal to a process; Done when it is sent."""
+
+    name: Name
+    signal: int
+
+
+DaemonCommand = Restart | Shutdown | HealthCheck | ReportStatus
+NodeCommand = StartProcess | StopProcess | RestartProcess | SignalProcess
+
+
+class Command(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="command"):
+    """One order. Delivered at least once, takes effect at most once: the receiver remembers ids."""
+
+    id: str
+    target: Name
+    """The instance, or for a warden its host."""
+    incarnation: int | None = None
+    """Refused by any other incarnation than this one; None: whichever there is."""
+    timeout_s: float
+    """What was left to the deadline when this was sent; clocks of two hosts are not compared."""
+    asked_by: str
+    body: DaemonCommand | NodeCommand
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
+    """Who speaks on this connection; sent once a second, as ATLAS may be a new one."""
+
+    target: Name
+    """The name that commands to this agent carry: an instance, or a warden's host."""
+    role: str
+    """``daemon`` or ``warden``."""
+    host: Name
+    incarnation: int
+    pid: int
+
+
+class Accepted(Struct, frozen=True, kw_only=True, tag_field="type", tag="accepted"):
+    """The agent has the command and has begun; an outcome will follow, if it lives to say so."""
+
+    id: str
+    incarnation: int
+
+
+class Outcome(Struct, frozen=True, kw_only=True, tag_field="type", tag="outcome"):
+    """How a command ended."""
+
+    id: str
+    kind: OutcomeKind
+    reason: str = ""
+    incarnation: int | None = None
+    """Of whoever answers; after a restart, of the new process."""
+    status: DaemonStatus | None = None
+    """For HealthCheck and ReportStatus."""
+
+
+AgentMessage = Hello | Accepted | Outcome
+
+
+# -- operators: cdnctl ↔ ATLAS ---------------------------------------------------------------------------
+
+
+class ServiceView(Struct, frozen=True, kw_only=True):
+    """One line of the fleet, as operators see it; the schema of ``cdnctl status --json``."""
+
+    service: Name
+    instance: Name
+    host: str | None
+    state: ProcessState
+    health: HealthStatus
+    phase: LifecyclePhase | None
+    ooda_phase: OodaPhase | None
+    pid: int | None
+    incarnation: int | None
+    uptime_s: float | None
+    restarts: int
+    cpu_cores: float | None
+    rss_bytes: int | None
+    seen_s: float | None
+    """Seconds since the service was last heard; None if never."""
+    reason: str
+    address: str | None
+
+
+class FleetRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="fleet_request"
+):
+    """What runs, and how is it?"""
+
+    id: str
+
+
+class EventsRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="events_request"
+):
+    """What happened lately?"""
+
+    id: str
+    limit: int = 100
+
+
+class OrderRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="order_request"
+):
+    """Do this to those; one OrderOutcome follows for each name."""
+
+    id: str
+    verb: Verb
+    names: tuple[str, ...]
+    timeout_s: float
+    asked_by: str
+
+
+OperatorRequest = FleetRequest | EventsRequest | OrderRequest
+
+
+class FleetReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="fleet_reply"):
+    """Every service that ATLAS knows, in order of name."""
+
+    id: str
+    services: tuple[ServiceView, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    """ATLAS's counters: frames dropped by cause, agents connected, …"""
+
+
+class EventsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="events_reply"):
+    """The newest events, oldest first."""
+
+    id: str
+    events: tuple[Event, ...]
+
+
+class OrderAccepted(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_accepted"):
+    """ATLAS has the order, and will follow each command in it to its outcome."""
+
+    id: str
+    commands: dict[str, str]
+    """Name → id of its command."""
+
+
+class OrderProgress(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_progress"):
+    """Where one command of an order stands; for people to watch."""
+
+    id: str
+    name: Name
+    text: str
+
+
+class OrderOutcome(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_outcome"):
+    """How one command of an order ended."""
+
+    id: str
+    name: Name
+    kind: OutcomeKind
+    reason: str = ""
+    incarnation: int | None = None
+    took_s: float = 0.0
+
+
+class Refusal(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
+    """The request was not understood or not allowed; nothing was done."""
+
+    id: str
+    reason: str
+
+
+OperatorReply = FleetReply | EventsReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal

@@ -1,0 +1,31 @@
+"""PUB: statuses and events, on their way to ATLAS. Belongs to the thread that made it."""
+
+from __future__ import annotations
+
+import zmq
+
+from bus.codec import encode
+from bus.messages import Telemetry
+from bus.topics import topic_of
+
+
+class Publisher:
+    """Connects to the telemetry endpoint; what cannot be sent is dropped, as the next status is fresher."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.PUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 1000)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._socket.connect(endpoint)
+
+    def publish(self, message: Telemetry) -> None:
+        """Send one message under its topic; PUB never blocks."""
+        self._socket.send_multipart([topic_of(message).encode(), encode(message)], zmq.DONTWAIT)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close, giving what was just sent up to linger_s to leave."""
+        self._socket.close(linger=int(linger_s * 1000))
+        self._context.term()

@@ -1,0 +1,24 @@
+"""Topics of the feed. Pure.
+
+A subscription is a prefix, so every topic ends in a separator: ``status/web-1/``
+does not match ``status/web-10/``.
+"""
+
+from __future__ import annotations
+
+from bus.messages import DaemonStatus, Event, NodeStatus, Telemetry
+
+STATUS = "status/"
+NODE = "node/"
+EVENT = "event/"
+
+
+def topic_of(message: Telemetry) -> str:
+    """The one topic under which this message may be published."""
+    match message:
+        case DaemonStatus():
+            return f"{STATUS}{message.instance}/"
+        case NodeStatus():
+            return f"{NODE}{message.host}/"
+        case Event():
+            return f"{EVENT}{message.instance}/"

@@ -1,0 +1,1 @@
+"""The embedded daemon, and the warden inside supervisord."""

@@ -1,0 +1,128 @@
+"""What a service is: its declaration, and the interface that every service's daemon has."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from bus.messages import Command, DaemonStatus, HealthStatus, OodaPhase, Outcome, ServiceMetrics
+from cdn_daemon.health import Check
+from cdn_daemon.ooda import OodaLoop
+
+ASGIApp = Callable[..., Any]
+CheckFunction = TypeVar("CheckFunction", bound=Callable[[], Any])
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class ServiceDaemon(ABC):
+    """The interface of every service's daemon."""
+
+    @property
+    @abstractmethod
+    def service_id(self) -> str:
+        """Name of the service, such as ``cdn-data-fabric``."""
+
+    @abstractmethod
+    def health(self) -> HealthStatus:
+        """How well it does its work, by its checks."""
+
+    @abstractmethod
+    def ooda_phase(self) -> OodaPhase:
+        """Where its control loop stands."""
+
+    @abstractmethod
+    def metrics(self) -> ServiceMetrics:
+        """What it measures."""
+
+    @abstractmethod
+    def report(self) -> DaemonStatus:
+        """Publish the status to ATLAS, and return it."""
+
+    @abstractmethod
+    def handle_command(self, command: Command) -> Outcome | None:
+        """Obey; the outcome if it is known at once, None if it will follow."""
+
+
+class DeclarationError(ValueError):
+    """A service is declared wrongly; the text names the field, its value and the limit."""
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A service as its author declares it; give it to ``run``.
+
+    Raises DeclarationError where it is declared, before any socket is opened.
+    """
+
+    name: str
+    app: ASGIApp
+    """An ASGI application. /livez, /readyz, /metrics and /ooda come with the framework."""
+    port: int
+    """0: one that the system chooses. ``CDN_PORT`` overrides it."""
+    ooda: OodaLoop[Any, Any, Any] = field(default_factory=lambda: OodaLoop[Any, Any, Any]())
+    drain_s: float = 10.0
+    """How long requests in flight may take to finish once the service is told to end."""
+    background: Callable[[], Any] | None = None
+    """Started once the service listens; an async function, run on the service's loop and cancelled at the end."""
+    checks: list[Check] = field(default_factory=list, init=False)
+    measure: Callable[[], Mapping[str, float]] | None = field(default=None, init=False)
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        app: ASGIApp,
+        port: int,
+        ooda: OodaLoop[Any, Any, Any] | None = None,
+        drain_s: float = 10.0,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise DeclarationError(f"cannot name a service {name!r}: letters, digits, '_', '.' and '-', at most 64")
+        if not callable(app):
+            raise DeclarationError(f"cannot serve {app!r} as {name}: app must be an ASGI application")
+        if not 0 <= port <= 65535:
+            raise DeclarationError(f"cannot listen on port {port} for {name}: it must be 0 to 65535")
+        if not 0 < drain_s <= 3600:
+            raise DeclarationError(f"cannot drain {name} for {drain_s} s: it must be over 0 and at most 3600")
+        self.name = name
+        self.app = app
+        self.port = port
+        self.ooda = ooda if ooda is not None else OodaLoop()
+        self.drain_s = drain_s
+        self.checks = []
+        self.measure = None
+
+    def check(
+        self, *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int = 3
+    ) -> Callable[[CheckFunction], CheckFunction]:
+        """Decorate a health check: it fails by raising, by returning False or a reason, or by taking too long.
+
+        An async one runs on the service's loop, a plain one on a thread. It makes
+        the service unhealthy after ``fails_after`` failures in a row.
+        """
+
+        def declare(function: CheckFunction) -> CheckFunction:
+            check = Check(
+                name=function.__name__,
+                function=function,
+                is_async=inspect.iscoroutinefunction(function),
+                every_s=every_s,
+                timeout_s=timeout_s,
+                fails_after=fails_after,
+            )
+            if any(other.name == check.name for other in self.checks):
+                raise DeclarationError(f"cannot declare check {check.name} of {self.name} twice")
+            self.checks.append(check)
+            return function
+
+        return declare
+
+    def metrics(self, function: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[str, float]]:
+        """Decorate the function that returns the service's own numbers, called once a second; it must be quick."""
+        self.measure = function
+        return function

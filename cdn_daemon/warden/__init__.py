@@ -1,0 +1,1 @@
+"""The warden: the plugin inside supervisord, and the only one who kills."""

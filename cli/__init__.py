@@ -1,0 +1,1 @@
+"""cdnctl, the operator's command."""

@@ -1,0 +1,1 @@
+"""The services, one package per process; they never import each other."""

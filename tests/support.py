@@ -1,0 +1,208 @@
+"""What tests of real processes need: a supervisord of their own, and waiting without hoping."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+T = TypeVar("T")
+
+
+class NotInTime(AssertionError):
+    """What was waited for did not happen."""
+
+
+def until(predicate: Callable[[], T], *, within_s: float = 30.0, every_s: float = 0.02, what: str = "") -> T:
+    """Call predicate until it returns something true, and return that.
+
+    Raises NotInTime, with the last answer, if it never does. within_s is how long a hopeless case may take, not how quick the good one must be.
+    """
+    deadline_s = time.monotonic() + within_s
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() > deadline_s:
+            name = what or getattr(predicate, "__name__", "it")
+            raise NotInTime(f"{name}: not within {within_s} s; last answer {answer!r}")
+        time.sleep(every_s)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now; prefer port 0 where the program can say what it got."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def short_dir() -> Iterator[Path]:
+    """A private directory with a path short enough for sockets; pytest's tmp_path may be too long."""
+    path = Path(tempfile.mkdtemp(prefix="cdn-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def environment(run_dir: Path, **more: str) -> dict[str, str]:
+    """This process's environment, for a fleet in run_dir: no CDN_* of the outside reaches it."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("CDN_", "SUPERVISOR_", "NOTIFY_"))}
+    return clean | {"CDN_RUN_DIR": str(run_dir), "PYTHONPATH": str(ROOT)} | more
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all its descendants, and wait until they are gone."""
+    try:
+        top = psutil.Process(pid)
+        everyone = [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in everyone:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(everyone, timeout=10)
+
+
+class Supervisord:
+    """A real supervisord in the foreground, with the given programs, in a run directory of its own.
+
+    ``programs`` maps a program's name to its options of supervisord.conf; ``command`` is needed, the
+    rest has the defaults of the project's own supervisord.conf.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        programs: Mapping[str, Mapping[str, str]],
+        *,
+        warden: bool = True,
+        warden_options: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self.conf = run_dir / "supervisord.conf"
+        self.env = environment(run_dir, **(env or {}))
+        self.conf.write_text(self._conf(programs, warden, warden_options or {}))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def _conf(self, programs: Mapping[str, Mapping[str, str]], warden: bool, options: Mapping[str, str]) -> str:
+        run = self.run_dir
+        lines = [
+            "[supervisord]",
+            f"logfile={run}/supervisord.log",
+            f"pidfile={run}/supervisord.pid",
+            f"childlogdir={run}",
+            f'environment=CDN_RUN_DIR="{run}"',
+            "[unix_http_server]",
+            f"file={run}/supervisor.sock",
+            "[supervisorctl]",
+            f"serverurl=unix://{run}/supervisor.sock",
+            "[rpcinterface:supervisor]",
+            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+        ]
+        if warden:
+            lines += ["[rpcinterface:cdn]", "supervisor.rpcinterface_factory=cdn_daemon.warden:make_rpcinterface"]
+            lines += [f"{key}={value}" for key, value in options.items()]
+        defaults = {
+            "autostart": "true",
+            "autorestart": "unexpected",
+            "exitcodes": "0,78",
+            "startsecs": "0",
+            "stopwaitsecs": "15",
+            "redirect_stderr": "true",
+            "stdout_logfile": f"{run}/%(program_name)s.log",
+            "directory": str(ROOT),
+        }
+        for name, program in programs.items():
+            lines += [f"[program:{name}]", *(f"{key}={value}" for key, value in {**defaults, **program}.items())]
+        return "\n".join(lines) + "\n"
+
+    def start(self) -> Supervisord:
+        """Start it and wait until it answers."""
+        self.process = subprocess.Popen(
+            [str(BIN / "supervisord"), "-n", "-c", str(self.conf)],
+            env=self.env,
+            cwd=self.run_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(self._answers, what="supervisord answers")
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            log = self.run_dir / "supervisord.log"
+            raise AssertionError(
+                f"supervisord ended with {self.process.returncode}:\n{log.read_text() if log.exists() else ''}"
+            )
+        return self.ctl("pid").returncode == 0
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run supervisorctl."""
+        return subprocess.run(
+            [str(BIN / "supervisorctl"), "-c", str(self.conf), *arguments],
+            env=self.env,
+            cwd=self.run_dir,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def states(self) -> dict[str, str]:
+        """Program → state, in supervisor's words."""
+        return {
+            line.split()[0]: line.split()[1] for line in self.ctl("status").stdout.splitlines() if len(line.split()) > 1
+        }
+
+    def pid(self, name: str) -> int:
+        """Pid of a program's process; 0 when there is none."""
+        answer = self.ctl("pid", name).stdout.strip()
+        return int(answer) if answer.isdigit() else 0
+
+    def log(self, name: str = "supervisord") -> str:
+        """What a program, or supervisord, has logged so far."""
+        path = self.run_dir / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """Stop it as an operator would; by force, with all its children, if it does not end."""
+        if self.process is None:
+            return
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                kill_tree(self.process.pid)
+                self.process.wait()
+        for child in children:
+            kill_tree(child.pid)
+        self.process = None
+
+    def __enter__(self) -> Supervisord:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
