@@ -8,6 +8,8 @@ of the working directory, if there is one; else ``$XDG_RUNTIME_DIR/cdn``; else
 from __future__ import annotations
 
 import os
+import re
+import socket
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,9 +69,18 @@ class RunDir:
         """Where one instance keeps what must outlive it."""
         return self.path / "state" / name
 
+    def stacks(self, instance: str, pid: int) -> Path:
+        """Where a process that is stuck leaves the stacks of its threads."""
+        return self.path / "stacks" / f"{instance}.{pid}.txt"
+
     def log(self, name: str) -> Path:
         """Where supervisord.conf sends one program's output."""
         return self.path / f"{name}.log"
+
+
+def host_name() -> str:
+    """This host's name, fit for topics and file names: anything but letters, digits, '_', '.' and '-' becomes '-'."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()).lstrip("_.-")[:64] or "localhost"
 
 
 def default_run_dir(environ: Mapping[str, str] = os.environ) -> RunDir:

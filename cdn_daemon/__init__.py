@@ -1,1 +1,40 @@
-"""The embedded daemon, and the warden inside supervisord."""
+"""The embedded daemon, and in ``warden`` the plugin inside supervisord.
+
+Floor 2: imports bus, never services or cli. A service's author needs what is named
+here. It is loaded on first use, as supervisord imports this package for the
+warden alone and must not carry an HTTP server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cdn_daemon.daemon import CDNDaemon as CDNDaemon
+    from cdn_daemon.health import HealthMonitor as HealthMonitor
+    from cdn_daemon.host import run as run
+    from cdn_daemon.lifecycle import ExitCode as ExitCode
+    from cdn_daemon.lifecycle import LifecycleManager as LifecycleManager
+    from cdn_daemon.ooda import OodaLoop as OodaLoop
+    from cdn_daemon.service import DeclarationError as DeclarationError
+    from cdn_daemon.service import Service as Service
+    from cdn_daemon.service import ServiceDaemon as ServiceDaemon
+
+_HOMES = {
+    "CDNDaemon": "daemon",
+    "DeclarationError": "service",
+    "ExitCode": "lifecycle",
+    "HealthMonitor": "health",
+    "LifecycleManager": "lifecycle",
+    "OodaLoop": "ooda",
+    "Service": "service",
+    "ServiceDaemon": "service",
+    "run": "host",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

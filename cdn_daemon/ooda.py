@@ -237,6 +237,11 @@ class OodaLoop(Generic[Observation, Picture, Decision]):
         else:
             self._settling = _Settling(decision=decision, cycle=cycle, since_s=now_s, costs=[])
 
+    def reset(self, now_s: float) -> None:
+        """A hook raised: begin again with an observation, a period from now."""
+        self._phase = OodaPhase.OBSERVE
+        self._next_s = now_s + self.period_s
+
     def _hold(self, decision: Decision, now_s: float) -> None:
         earlier = self._held.get(decision)
         for_s = self.hold_off_s if earlier is None else earlier.for_s * 2

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from bus.messages import Command, DaemonStatus, HealthStatus, OodaPhase, Outcome, ServiceMetrics
@@ -52,25 +51,17 @@ class DeclarationError(ValueError):
     """A service is declared wrongly; the text names the field, its value and the limit."""
 
 
-@dataclass(kw_only=True)
 class Service:
     """A service as its author declares it; give it to ``run``.
 
+    ``app`` is an ASGI application: /livez, /readyz, /metrics and /ooda come with the
+    framework. ``port`` 0 is one that the system chooses; ``CDN_PORT`` overrides it.
+    ``drain_s`` is how long requests in flight may take to finish once the service is
+    told to end. ``background`` is an async function, started on the service's loop
+    once it listens and cancelled when it ends; the process ends if it raises.
+
     Raises DeclarationError where it is declared, before any socket is opened.
     """
-
-    name: str
-    app: ASGIApp
-    """An ASGI application. /livez, /readyz, /metrics and /ooda come with the framework."""
-    port: int
-    """0: one that the system chooses. ``CDN_PORT`` overrides it."""
-    ooda: OodaLoop[Any, Any, Any] = field(default_factory=lambda: OodaLoop[Any, Any, Any]())
-    drain_s: float = 10.0
-    """How long requests in flight may take to finish once the service is told to end."""
-    background: Callable[[], Any] | None = None
-    """Started once the service listens; an async function, run on the service's loop and cancelled at the end."""
-    checks: list[Check] = field(default_factory=list, init=False)
-    measure: Callable[[], Mapping[str, float]] | None = field(default=None, init=False)
 
     def __init__(
         self,
@@ -80,6 +71,7 @@ class Service:
         port: int,
         ooda: OodaLoop[Any, Any, Any] | None = None,
         drain_s: float = 10.0,
+        background: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DeclarationError(f"cannot name a service {name!r}: letters, digits, '_', '.' and '-', at most 64")
@@ -92,10 +84,11 @@ class Service:
         self.name = name
         self.app = app
         self.port = port
-        self.ooda = ooda if ooda is not None else OodaLoop()
+        self.ooda: OodaLoop[Any, Any, Any] = ooda if ooda is not None else OodaLoop()
         self.drain_s = drain_s
-        self.checks = []
-        self.measure = None
+        self.background = background
+        self.checks: list[Check] = []
+        self.measure: Callable[[], Mapping[str, float]] | None = None
 
     def check(
         self, *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int = 3
@@ -107,6 +100,11 @@ class Service:
         """
 
         def declare(function: CheckFunction) -> CheckFunction:
+            if not (every_s > 0 and timeout_s > 0 and fails_after >= 1):
+                raise DeclarationError(
+                    f"cannot declare check {function.__name__} of {self.name}: every_s={every_s} and "
+                    f"timeout_s={timeout_s} must be over 0, fails_after={fails_after} at least 1"
+                )
             check = Check(
                 name=function.__name__,
                 function=function,

@@ -30,7 +30,8 @@ class NotInTime(AssertionError):
 def until(predicate: Callable[[], T], *, within_s: float = 30.0, every_s: float = 0.02, what: str = "") -> T:
     """Call predicate until it returns something true, and return that.
 
-    Raises NotInTime, with the last answer, if it never does. within_s is how long a hopeless case may take, not how quick the good one must be.
+    Raises NotInTime, with the last answer, if it never does. within_s is how long a hopeless
+    case may take, not how quick the good one must be.
     """
     deadline_s = time.monotonic() + within_s
     while True:

@@ -1,0 +1,165 @@
+"""One copy: a process claims its instance by flock(2) before it does anything else.
+
+The lock file also counts the instance's starts, which is what an incarnation is.
+A holder whose parent has died is an orphan of a killed supervisord: the new
+process drains it and takes over (``CDN_ORPHANS=replace``), or stands by until it
+ends (``adopt``). Any other holder is a second copy's rightful first, and the
+second refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import psutil
+
+from bus.endpoints import RunDir
+
+log = logging.getLogger(__name__)
+
+Orphans = Literal["replace", "adopt"]
+TERM_GRACE_S = 15.0
+"""From asking an orphan to end to killing it; over the longest default drain."""
+_POLL_S = 0.5
+
+
+class Occupied(Exception):
+    """Another process is this instance."""
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What a lock file holds."""
+
+    incarnation: int = 0
+    pid: int = 0
+    parent: int = 0
+    """Parent when the claim was made; a holder with another one now is an orphan."""
+    supervisor: str = ""
+    """Which run of which supervisor made this start; empty without one."""
+    first: int = 1
+    """Incarnation of the first start under that supervisor."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """This process is the instance, until it ends."""
+
+    fd: int
+    incarnation: int
+    restarts: int
+
+
+def next_record(last: Record, *, pid: int, parent: int, supervisor: str) -> Record:
+    """The record of a new start. Pure."""
+    incarnation = last.incarnation + 1
+    same = bool(supervisor) and supervisor == last.supervisor
+    return Record(
+        incarnation=incarnation,
+        pid=pid,
+        parent=parent,
+        supervisor=supervisor,
+        first=last.first if same else incarnation,
+    )
+
+
+def claim(
+    run_dir: RunDir,
+    instance: str,
+    *,
+    orphans: Orphans = "replace",
+    waiting: Callable[[str], None] = lambda _: None,
+) -> Claim:
+    """Become the instance; raises Occupied if a process that is no orphan is it already.
+
+    ``waiting`` is called twice a second, with what is waited for, while an orphan is being replaced.
+    """
+    fd = os.open(run_dir.lock(instance), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while not _try_lock(fd):
+        holder = _read(fd)
+        if not _is_orphan(holder):
+            os.close(fd)
+            raise Occupied(
+                f"cannot start {instance}: pid {holder.pid} already is {instance} in {run_dir.path}; "
+                f"stop that one first, or set CDN_RUN_DIR to another directory"
+            )
+        _wait_for_end(holder.pid, instance, orphans, waiting)
+    record = next_record(_read(fd), pid=os.getpid(), parent=os.getppid(), supervisor=_supervisor())
+    payload = msgspec.json.encode(record)
+    os.pwrite(fd, payload.ljust(256), 0)
+    return Claim(fd=fd, incarnation=record.incarnation, restarts=record.incarnation - record.first)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(fd: int) -> Record:
+    content = os.pread(fd, 4096, 0).strip()
+    try:
+        return msgspec.json.decode(content, type=Record)
+    except msgspec.MsgspecError:
+        if content:
+            log.warning("lock file is damaged, counting starts anew: %.200r", content)
+        return Record()
+
+
+def _is_orphan(holder: Record) -> bool:
+    if not holder.pid:  # it has the lock but has not written yet: it starts this very moment
+        return False
+    try:
+        return psutil.Process(holder.pid).ppid() != holder.parent
+    except psutil.NoSuchProcess:
+        return True  # it ends this very moment
+
+
+def _supervisor() -> str:
+    """Which run of supervisord is the parent: pid and start time; empty without supervisord."""
+    if "SUPERVISOR_ENABLED" not in os.environ:
+        return ""
+    parent = os.getppid()
+    try:
+        return f"{parent}@{psutil.Process(parent).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _wait_for_end(pid: int, instance: str, orphans: Orphans, waiting: Callable[[str], None]) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        time.sleep(0.01)  # gone, but the kernel has not yet released its lock
+        return
+    try:
+        if orphans == "adopt":
+            log.warning("standing by: orphan pid %d is %s; taking over when it ends", pid, instance)
+        else:
+            log.warning("replacing orphan pid %d of %s: asked it to drain", pid, instance)
+            _send(pidfd, signal.SIGTERM)
+        asked_s, killed = time.monotonic(), False
+        while not select.select([pidfd], [], [], _POLL_S)[0]:
+            waiting(f"standing by: orphan pid {pid} still is {instance}")
+            if orphans == "replace" and not killed and time.monotonic() - asked_s > TERM_GRACE_S:
+                log.warning("orphan pid %d of %s has not ended within %.0f s: killing it", pid, instance, TERM_GRACE_S)
+                _send(pidfd, signal.SIGKILL)
+                killed = True
+    finally:
+        os.close(pidfd)
+
+
+def _send(pidfd: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself, which is what is wanted
+        signal.pidfd_send_signal(pidfd, number)

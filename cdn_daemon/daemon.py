@@ -1,0 +1,493 @@
+"""The embedded daemon: a thread that ticks ten times a second, and owns all its sockets.
+
+A tick: the control loop goes one phase on, health is looked at, the lifecycle
+keeps its deadline, the status is published if it is due, and the watchdog is fed.
+Whatever may block (checks, act, undo) runs elsewhere and is only collected here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event as ThreadEvent
+from threading import Thread
+from typing import Any
+
+from bus.commands import AgentLink
+from bus.endpoints import RunDir
+from bus.messages import (
+    Accepted,
+    Command,
+    DaemonStatus,
+    HealthCheck,
+    HealthStatus,
+    Hello,
+    LifecyclePhase,
+    OodaPhase,
+    Outcome,
+    OutcomeKind,
+    ReportStatus,
+    Restart,
+    ServiceMetrics,
+    Shutdown,
+    Vitals,
+)
+from bus.publisher import Publisher
+from cdn_daemon.health import Check, HealthMonitor
+from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
+from cdn_daemon.notify import Notifier
+from cdn_daemon.ooda import OodaLoop, Work
+from cdn_daemon.pulse import Pulse
+from cdn_daemon.service import Service, ServiceDaemon
+from cdn_daemon.vitals import TickTimes, VitalsSampler
+from cdn_daemon.web import Traffic
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+REPORT_S = 1.0
+PULSE_S = 0.5
+AWAY_S = 1.0
+"""A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
+OUTCOMES_KEPT = 1000
+DRAIN_SLACK_S = 2.0
+"""What the server gets beyond drain_s to close what it has cancelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who this process is."""
+
+    service: str
+    instance: str
+    host: str
+    incarnation: int
+    restarts: int
+    pid: int
+    started_s: float
+    """Monotonic."""
+    supervised: bool
+    """Whether somebody would start it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallLimits:
+    """How long the service's loop may fail to answer before it is slow, stuck, and given up."""
+
+    degraded_s: float = 0.5
+    unhealthy_s: float = 2.0
+    fatal_s: float = 10.0
+
+
+class CDNDaemon(ServiceDaemon):
+    """One per process; ``run`` makes, starts and ends it."""
+
+    def __init__(
+        self,
+        service: Service,
+        identity: Identity,
+        *,
+        run_dir: RunDir,
+        notifier: Notifier,
+        traffic: Traffic,
+        perform: Callable[[Instruction], None],
+        stalled: Callable[[str], None],
+        stall_limits: StallLimits | None = None,
+        drain_s: float | None = None,
+    ) -> None:
+        self._service = service
+        self._identity = identity
+        self._run_dir = run_dir
+        self._notifier = notifier
+        self._traffic = traffic
+        self._perform = perform
+        self._stalled = stalled
+        self._stall_limits = stall_limits or StallLimits()
+        self.ooda: OodaLoop[Any, Any, Any] = service.ooda
+        self.health_monitor = HealthMonitor(service.checks)
+        self.lifecycle = LifecycleManager(drain_s=(drain_s or service.drain_s) + DRAIN_SLACK_S)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pulse: Pulse | None = None
+        self._address: str | None = None
+        self._posted: deque[LifecycleEvent] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cdn-work")
+        self._checking: dict[str, Future[Any]] = {}
+        self._working: Future[None] | None = None
+        self._asked: list[Command] = []
+        """HealthChecks that wait for their results."""
+        self._outcomes: OrderedDict[str, Outcome | Accepted] = OrderedDict()
+        self._ticks = TickTimes()
+        self._sampler = VitalsSampler(time.monotonic())
+        self._vitals = Vitals()
+        self._values: dict[str, float] = {}
+        self._seq = 0
+        self._published_s = -REPORT_S
+        self._published_key: tuple[object, ...] = ()
+        self._sampled_s = 0.0
+        self._pulsed_s = 0.0
+        self._fed_s = 0.0
+        self._publisher: Publisher | None = None
+        self._link: AgentLink | None = None
+        self._thread = Thread(target=self._guarded, name="cdn-daemon", daemon=True)
+        self.ended = ThreadEvent()
+        """Set once the last status has been published."""
+
+    # -- for the host: any thread -------------------------------------------------------------------
+
+    def attach(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
+        """The service's loop runs, and its server will answer at this base URL. Before ``start``."""
+        self._loop = loop
+        self._pulse = Pulse(loop.call_soon_threadsafe)
+        self._address = address
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._thread.start()
+
+    def post(self, event: LifecycleEvent) -> None:
+        """Tell the daemon what happened; it acts on it at once."""
+        self._posted.append(event)
+        os.eventfd_write(self._wake, 1)
+
+    # -- ServiceDaemon ------------------------------------------------------------------------------
+
+    @property
+    def service_id(self) -> str:
+        """Name of the service."""
+        return self._service.name
+
+    def health(self) -> HealthStatus:
+        """By its checks and the daemon's findings; unknown until it serves."""
+        if self.lifecycle.phase is LifecyclePhase.STARTING:
+            return HealthStatus.UNKNOWN
+        return self.health_monitor.status()
+
+    def ooda_phase(self) -> OodaPhase:
+        """Where the loop stands."""
+        return self.ooda.current_phase()
+
+    def metrics(self) -> ServiceMetrics:
+        """As sampled within the last second."""
+        return ServiceMetrics(
+            vitals=self._vitals,
+            in_flight=self._traffic.in_flight,
+            requests=self._traffic.requests,
+            values=self._values,
+        )
+
+    def report(self) -> DaemonStatus:
+        """Publish the status now; the daemon's own thread only."""
+        self._seq += 1
+        status = self.status()
+        if self._publisher is not None:
+            self._publisher.publish(status)
+        self._published_s = status.monotonic_s
+        self._published_key = _key(status)
+        return status
+
+    def handle_command(self, command: Command) -> Outcome | None:
+        """Obey; the daemon's own thread only. A command seen before has no second effect."""
+        mine = self._identity
+        if command.target != mine.instance:
+            return self._outcome(command, OutcomeKind.REJECTED, f"this is {mine.instance}, not {command.target}")
+        if command.incarnation is not None and command.incarnation != mine.incarnation:
+            reason = f"{mine.instance} is #{mine.incarnation}, the command is for #{command.incarnation}"
+            return self._outcome(command, OutcomeKind.REJECTED, reason)
+        match command.body:
+            case Restart() if not mine.supervised:
+                return self._outcome(command, OutcomeKind.REJECTED, "nobody supervises it, so it would stay down")
+            case Restart():
+                log.info("told to restart by %s", command.asked_by)
+                self._on(LifecycleEvent.RESTART, time.monotonic())
+                return None
+            case Shutdown():
+                log.info("told to shut down by %s", command.asked_by)
+                self._on(LifecycleEvent.SHUTDOWN, time.monotonic())
+                return None
+            case HealthCheck():
+                self.health_monitor.all_due()
+                self._asked.append(command)
+                return None
+            case ReportStatus():
+                return self._outcome(command, OutcomeKind.DONE, status=self.report())
+            case _:
+                return self._outcome(command, OutcomeKind.REJECTED, "that is for a warden, and this is a service")
+
+    def _outcome(
+        self, command: Command, kind: OutcomeKind, reason: str = "", status: DaemonStatus | None = None
+    ) -> Outcome:
+        return Outcome(id=command.id, kind=kind, reason=reason, incarnation=self._identity.incarnation, status=status)
+
+    def status(self) -> DaemonStatus:
+        """The status as it is now, not published; any thread."""
+        now_s = time.monotonic()
+        mine = self._identity
+        return DaemonStatus(
+            service=mine.service,
+            instance=mine.instance,
+            host=mine.host,
+            incarnation=mine.incarnation,
+            seq=self._seq,
+            pid=mine.pid,
+            time_s=time.time(),
+            monotonic_s=now_s,
+            uptime_s=now_s - mine.started_s,
+            restarts=mine.restarts,
+            phase=self.lifecycle.phase,
+            health=self.health(),
+            reasons=self._reasons(),
+            ooda_phase=self.ooda.current_phase(),
+            ooda_mode=self.ooda.mode,
+            address=self._address if self.lifecycle.phase is LifecyclePhase.SERVING else None,
+            metrics=self.metrics(),
+        )
+
+    def _reasons(self) -> tuple[str, ...]:
+        reasons = self.health_monitor.reasons()
+        if self.lifecycle.phase is LifecyclePhase.DRAINING:
+            return (f"draining: {self._traffic.in_flight} in flight", *reasons)
+        return reasons
+
+    # -- the thread ---------------------------------------------------------------------------------
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            log.critical("the daemon thread died; the process goes with it", exc_info=True)
+            self._notifier.send(STATUS="the daemon thread died", ERRNO=ExitCode.BUG)
+            logging.shutdown()
+            os._exit(ExitCode.BUG)
+
+    def _run(self) -> None:
+        self._publisher = Publisher(self._run_dir.telemetry)
+        self._link = AgentLink(self._run_dir.agents)
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self._link.fileno(), select.POLLIN)
+        due_s = time.monotonic()
+        while not self.ended.is_set():
+            for fd, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000):
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+            now_s = time.monotonic()
+            self._take(now_s)
+            if now_s < due_s or self.ended.is_set():
+                continue
+            self._tick(now_s, late_s=now_s - due_s)
+            self._ticks.add(now_s - due_s, time.monotonic() - now_s)
+            # Ticks keep their places on the clock; those that were missed are not made up for.
+            due_s += TICK_S * (1 + max(0, int((time.monotonic() - due_s) / TICK_S)))
+        self._exit_if_the_host_hangs()
+
+    def _take(self, now_s: float) -> None:
+        """What came from other threads and from ATLAS."""
+        while self._posted:
+            self._on(self._posted.popleft(), now_s)
+            if self.ended.is_set():
+                return
+        assert self._link is not None
+        for command in self._link.receive():
+            known = self._outcomes.get(command.id)
+            if known is None:
+                self._outcomes[command.id] = Accepted(id=command.id, incarnation=self._identity.incarnation)
+                if len(self._outcomes) > OUTCOMES_KEPT:
+                    self._outcomes.popitem(last=False)
+                outcome = self.handle_command(command)
+                if outcome is not None:
+                    self._outcomes[command.id] = outcome
+                known = self._outcomes[command.id]
+            self._link.send(known)
+
+    def _on(self, event: LifecycleEvent, now_s: float) -> None:
+        before = self.lifecycle.phase
+        instruction = self.lifecycle.on(event, now_s)
+        if self.lifecycle.phase is not before:
+            self._phase_changed()
+        if instruction is not None:
+            self._do(instruction)
+
+    def _phase_changed(self) -> None:
+        phase = self.lifecycle.phase
+        log.info("%s", phase)
+        if phase is LifecyclePhase.SERVING:
+            self._notifier.send(READY=1, STATUS="serving", MAINPID=self._identity.pid)
+        elif phase is LifecyclePhase.DRAINING:
+            self._notifier.send(STOPPING=1, STATUS="draining")
+        self.report()
+
+    def _do(self, instruction: Instruction) -> None:
+        if instruction is Instruction.END:
+            assert self._publisher is not None
+            assert self._link is not None
+            self._publisher.close(linger_s=0.2)
+            self._link.close(linger_s=0.2)
+            self._publisher = None
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self.ended.set()
+        self._perform(instruction)
+
+    def _exit_if_the_host_hangs(self) -> None:
+        """The interpreter waits for threads that a service left behind; not for ever."""
+        time.sleep(DRAIN_SLACK_S)
+        log.warning("threads that the service left behind do not end; ending the process without them")
+        logging.shutdown()
+        os._exit(self.lifecycle.exit_code or ExitCode.STAY_DOWN)
+
+    def _tick(self, now_s: float, *, late_s: float) -> None:
+        if late_s > AWAY_S:
+            self._back_after(late_s, now_s)
+        self._step_ooda(now_s)
+        self._check_health(now_s)
+        self._check_pulse(now_s)
+        instruction = self.lifecycle.tick(now_s)
+        if instruction is not None:
+            log.warning("the drain's deadline is over: ending with %d in flight", self._traffic.in_flight)
+            self._phase_changed()
+            self._do(instruction)
+            return
+        if now_s - self._sampled_s >= REPORT_S:
+            self._sampled_s = now_s
+            self._sample(now_s)
+            self._greet()
+        if now_s - self._published_s >= REPORT_S - TICK_S / 2 or self._changed():
+            self.report()
+        self._feed_watchdog(now_s)
+
+    def _back_after(self, late_s: float, now_s: float) -> None:
+        log.warning("was away for %.1f s; whatever was waited for gets its time again", late_s)
+        self.health_monitor.restart_windows(now_s)
+        self.lifecycle.restart_windows(late_s)
+        if self._pulse is not None:
+            self._pulse.restart_window(now_s)
+
+    def _step_ooda(self, now_s: float) -> None:
+        if self._working is not None:
+            if not self._working.done():
+                return
+            error = self._working.exception()
+            self._working = None
+            self.ooda.finished(now_s, error)
+            if error is not None:
+                log.error("the loop's work failed", exc_info=error)
+        if self.lifecycle.phase is not LifecyclePhase.SERVING:
+            return
+        try:
+            work = self.ooda.step(now_s)
+        except Exception as error:  # noqa: BLE001 - an author's code may raise anything
+            self._hook_failed("ooda", f"the loop's {self.ooda.current_phase()} raised {_brief(error)}", error)
+            self.ooda.reset(now_s)
+            return
+        if work is not None:
+            self._working = self._workers.submit(_named(work))
+
+    def _hook_failed(self, name: str, reason: str, error: Exception) -> None:
+        """A fault of the service's own code costs its health, not the process."""
+        if (HealthStatus.DEGRADED, reason) != self.health_monitor.finding(name):
+            log.error("%s", reason, exc_info=error)
+        self.health_monitor.find(name, HealthStatus.DEGRADED, reason)
+
+    def _check_health(self, now_s: float) -> None:
+        for name, future in list(self._checking.items()):
+            if future.done():
+                del self._checking[name]
+                self.health_monitor.finished(name, _failure(future))
+        if self.lifecycle.phase is LifecyclePhase.SERVING:
+            for check in self.health_monitor.due(now_s):
+                self.health_monitor.started(check.name, now_s)
+                self._checking[check.name] = self._launch(check)
+        self.health_monitor.tick(now_s)
+        if self._asked and not self.health_monitor.running():
+            status = self.report()
+            asked, self._asked = self._asked, []
+            for command in asked:
+                outcome = self._outcome(command, OutcomeKind.DONE, str(status.health), status)
+                self._outcomes[command.id] = outcome
+                assert self._link is not None
+                self._link.send(outcome)
+
+    def _launch(self, check: Check) -> Future[Any]:
+        if not check.is_async:
+            return self._workers.submit(check.function)
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(check.function(), self._loop)
+
+    def _check_pulse(self, now_s: float) -> None:
+        pulse, limits = self._pulse, self._stall_limits
+        if pulse is None or self.lifecycle.phase is LifecyclePhase.STOPPED:
+            return
+        if now_s - self._pulsed_s >= PULSE_S:
+            self._pulsed_s = now_s
+            pulse.send(now_s)
+        lag_s = pulse.lag_s(now_s) or 0.0
+        if lag_s < limits.degraded_s:
+            self.health_monitor.clear("loop")
+            return
+        status = HealthStatus.DEGRADED if lag_s < limits.unhealthy_s else HealthStatus.UNHEALTHY
+        self.health_monitor.find("loop", status, f"the service's loop has not turned for {lag_s:.1f} s")
+        if lag_s >= limits.fatal_s:
+            self.report()
+            self._stalled(f"the service's loop has not turned for {lag_s:.1f} s; the limit is {limits.fatal_s:g} s")
+
+    def _sample(self, now_s: float) -> None:
+        lag_s = self._pulse.lag_s(now_s) if self._pulse is not None else None
+        self._vitals = self._sampler.sample(now_s, loop_lag_s=lag_s, ticks=self._ticks)
+        if self._service.measure is None:
+            return
+        try:
+            self._values = {str(name): float(value) for name, value in self._service.measure().items()}
+            self.health_monitor.clear("metrics")
+        except Exception as error:  # noqa: BLE001 - an author's code may raise anything
+            self._hook_failed("metrics", f"the service's metrics raised {_brief(error)}", error)
+
+    def _greet(self) -> None:
+        mine = self._identity
+        assert self._link is not None
+        self._link.send(
+            Hello(target=mine.instance, role="daemon", host=mine.host, incarnation=mine.incarnation, pid=mine.pid)
+        )
+
+    def _changed(self) -> bool:
+        return self._published_key != (self.lifecycle.phase, self.health(), len(self._reasons()), self.ooda.mode)
+
+    def _feed_watchdog(self, now_s: float) -> None:
+        watchdog_s = self._notifier.watchdog_s
+        if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 4, REPORT_S) - TICK_S / 2:
+            self._fed_s = now_s
+            self._notifier.send(WATCHDOG=1)
+
+
+def _key(status: DaemonStatus) -> tuple[object, ...]:
+    """What is published at once when it changes."""
+    return (status.phase, status.health, len(status.reasons), status.ooda_mode)
+
+
+def _named(work: Work) -> Callable[[], None]:
+    def run() -> None:
+        log.info("loop: %s", work.name)
+        work.run()
+
+    return run
+
+
+def _failure(future: Future[Any]) -> str | None:
+    """Why a finished check failed; None if it passed. It passes by returning None or True."""
+    if future.cancelled():
+        return "cancelled"
+    error = future.exception()
+    if error is not None:
+        return _brief(error)
+    answer = future.result()
+    return None if answer is None or answer is True else str(answer or "said no")
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

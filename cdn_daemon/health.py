@@ -1,0 +1,140 @@
+"""How well a service does: its checks and the daemon's own findings, as one status. Pure.
+
+The daemon runs the checks; here is only what their results mean. A check that
+hangs is a failed one, and is not started again until it has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bus.messages import HealthStatus
+
+_WORST_FIRST = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.UNKNOWN, HealthStatus.HEALTHY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A health check as its author declared it."""
+
+    name: str
+    function: Callable[[], Any]
+    is_async: bool
+    every_s: float
+    timeout_s: float
+    fails_after: int
+    """Failures in a row that make the service unhealthy; fewer make it degraded."""
+
+
+@dataclass
+class _Record:
+    check: Check
+    due_s: float | None = None
+    started_s: float | None = None
+    timed_out: bool = False
+    failures: int = 0
+    passed: bool = False
+    reason: str = ""
+
+
+class HealthMonitor:
+    """Knows when each check is due, and what all of them together say."""
+
+    def __init__(self, checks: Iterable[Check]) -> None:
+        self._records = {check.name: _Record(check) for check in checks}
+        self._findings: dict[str, tuple[HealthStatus, str]] = {}
+
+    def due(self, now_s: float) -> list[Check]:
+        """The checks to start now; call ``started`` for each."""
+        return [
+            record.check
+            for record in self._records.values()
+            if record.started_s is None and (record.due_s is None or now_s >= record.due_s)
+        ]
+
+    def all_due(self) -> None:
+        """Make every check due now, as an operator wants to know."""
+        for record in self._records.values():
+            record.due_s = None
+
+    def started(self, name: str, now_s: float) -> None:
+        """The check runs."""
+        record = self._records[name]
+        record.started_s = now_s
+        record.timed_out = False
+        record.due_s = now_s + record.check.every_s
+
+    def finished(self, name: str, failure: str | None) -> None:
+        """The check ended; failure is the reason if it failed. A result after the time-out only ends the waiting."""
+        record = self._records[name]
+        record.started_s = None
+        if record.timed_out:
+            return
+        if failure is None:
+            record.failures, record.passed, record.reason = 0, True, ""
+        else:
+            self._fail(record, failure)
+
+    def tick(self, now_s: float) -> None:
+        """Fail the checks that have taken too long."""
+        for record in self._records.values():
+            if record.started_s is None or record.timed_out:
+                continue
+            if now_s - record.started_s >= record.check.timeout_s:
+                record.timed_out = True
+                self._fail(record, f"no answer within {record.check.timeout_s:g} s")
+
+    def restart_windows(self, now_s: float) -> None:
+        """The observer itself was away: what ran meanwhile gets its full time again."""
+        for record in self._records.values():
+            if record.started_s is not None:
+                record.started_s = now_s
+
+    @staticmethod
+    def _fail(record: _Record, reason: str) -> None:
+        record.failures += 1
+        record.reason = reason
+
+    def running(self) -> bool:
+        """Whether a check is under way that has not yet timed out, or one is still to be started."""
+        return any(
+            (record.started_s is not None and not record.timed_out) or record.due_s is None
+            for record in self._records.values()
+        )
+
+    def find(self, name: str, status: HealthStatus, reason: str) -> None:
+        """Put down a finding of the daemon's own, replacing an earlier one of that name."""
+        self._findings[name] = (status, reason)
+
+    def finding(self, name: str) -> tuple[HealthStatus, str] | None:
+        """The daemon's finding of that name, if there is one."""
+        return self._findings.get(name)
+
+    def clear(self, name: str) -> None:
+        """Take a finding back, if there is one."""
+        self._findings.pop(name, None)
+
+    def _opinions(self) -> list[tuple[HealthStatus, str]]:
+        opinions = list(self._findings.values())
+        for name, record in self._records.items():
+            check = record.check
+            if record.failures >= check.fails_after:
+                opinions.append((HealthStatus.UNHEALTHY, f"{name}: {record.reason}"))
+            elif record.failures:
+                count = f"{record.failures} of {check.fails_after}"
+                opinions.append((HealthStatus.DEGRADED, f"{name} ({count}): {record.reason}"))
+            elif not record.passed:
+                opinions.append((HealthStatus.UNKNOWN, f"{name}: not yet known"))
+        return opinions
+
+    def status(self) -> HealthStatus:
+        """The worst of what is known; healthy when nothing speaks against it."""
+        held = {status for status, _ in self._opinions()}
+        return next((status for status in _WORST_FIRST if status in held), HealthStatus.HEALTHY)
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not healthy, the worst first."""
+        opinions = sorted(self._opinions(), key=lambda opinion: _WORST_FIRST.index(opinion[0]))
+        return tuple(reason for _, reason in opinions)

@@ -1,0 +1,265 @@
+"""A service's process: its server on the main thread, its daemon beside it.
+
+If either ends, the process ends, with the exit code that is the contract with
+its supervisor (lifecycle.ExitCode). Runs under supervisord, under systemd, in a
+container or by hand; without ATLAS or a bus it serves all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import IO, Any, NoReturn
+
+import uvicorn
+import uvloop
+
+from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
+from cdn_daemon.claim import Occupied, claim
+from cdn_daemon.daemon import CDNDaemon, Identity, StallLimits
+from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
+from cdn_daemon.notify import Notifier
+from cdn_daemon.service import Service
+from cdn_daemon.settings import SettingError, Settings, read_settings
+from cdn_daemon.web import ServiceApp, Traffic
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+LAST_REPORT_S = 2.0
+TRIGGER_GRACE_S = 2.0
+"""From asking the supervisor to replace a stalled process to ending it ourselves."""
+
+
+class Misconfigured(Exception):
+    """This process cannot start until a person has changed something."""
+
+
+def run(service: Service) -> NoReturn:
+    """Serve until told to stop, then end the process; never returns.
+
+    Ends with 0 stopped on purpose, 75 restart me, 78 configuration error, 70 a bug.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    started_s = time.monotonic()
+    notifier = Notifier()
+    try:
+        host = _Host(service, notifier, started_s)
+    except (SettingError, RunDirError, Occupied, Misconfigured) as error:
+        log.critical("%s", error)
+        notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
+        sys.exit(ExitCode.CONFIGURATION)
+    code = ExitCode.BUG
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(host.serve())
+    except Exception:
+        log.critical("the server failed", exc_info=True)
+        code = host.fail()
+    logging.shutdown()
+    sys.exit(code)
+
+
+class _Host:
+    def __init__(self, service: Service, notifier: Notifier, started_s: float) -> None:
+        self._service = service
+        self._notifier = notifier
+        self._settings = read_settings(service, os.environ)
+        run_dir = prepare(default_run_dir())
+        self._claim = claim(
+            run_dir,
+            self._settings.instance,
+            orphans=self._settings.orphans,
+            waiting=lambda text: _keep_waiting(notifier, text),
+        )
+        self._stacks = _open_stacks(run_dir, self._settings.instance)
+        self._socket = _listen(self._settings)
+        self._traffic = Traffic()
+        self._app = ServiceApp(service.app, self._traffic)
+        self._stalled_s: float | None = None
+        service.ooda.mode = self._settings.ooda_mode
+        self._daemon = CDNDaemon(
+            service,
+            Identity(
+                service=service.name,
+                instance=self._settings.instance,
+                host=host_name(),
+                incarnation=self._claim.incarnation,
+                restarts=self._claim.restarts,
+                pid=os.getpid(),
+                started_s=started_s,
+                supervised=_is_supervised(notifier),
+            ),
+            run_dir=run_dir,
+            notifier=notifier,
+            traffic=self._traffic,
+            perform=self._perform,
+            stalled=self._stalled,
+            stall_limits=StallLimits(fatal_s=self._settings.stall_s),
+            drain_s=self._settings.drain_s,
+        )
+        self._app.subject = self._daemon
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: _Server | None = None
+
+    async def serve(self) -> ExitCode:
+        """Until drained; the exit code is the lifecycle's."""
+        loop = self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_end)
+        host, port = self._socket.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._daemon.attach(loop, address)
+        self._server = _Server(
+            uvicorn.Config(
+                self._app,
+                lifespan="auto",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(self._settings.drain_s)),
+                backlog=BACKLOG,
+            ),
+        )
+        self._daemon.start()
+        async with self._background():
+            await self._server.serve_until_drained(self._socket, self._listening)
+        self._daemon.post(LifecycleEvent.DRAINED)
+        return await asyncio.to_thread(self._end)
+
+    def _listening(self) -> None:
+        host, port = self._socket.getsockname()[:2]
+        log.info("%s #%d listens on %s port %d", self._settings.instance, self._claim.incarnation, host, port)
+        self._daemon.post(LifecycleEvent.LISTENING)
+
+    @asynccontextmanager
+    async def _background(self) -> AsyncIterator[None]:
+        if self._service.background is None:
+            yield
+            return
+        task = asyncio.ensure_future(self._service.background())
+        task.add_done_callback(self._background_ended)
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        log.critical("the service's background task failed", exc_info=task.exception())
+        self._daemon.post(LifecycleEvent.FAILED)
+
+    def _told_to_end(self) -> None:
+        first = self._daemon.lifecycle.exit_code is None
+        self._daemon.post(LifecycleEvent.SHUTDOWN if first else LifecycleEvent.HURRY)
+
+    def _perform(self, instruction: Instruction) -> None:
+        """The lifecycle's instructions; on the daemon's thread."""
+        match instruction:
+            case Instruction.DRAIN:
+                assert self._loop is not None
+                assert self._server is not None
+                self._loop.call_soon_threadsafe(self._server.drain)
+            case Instruction.END if self._server is not None and not self._server.ended:
+                logging.shutdown()
+                os._exit(self._daemon.lifecycle.exit_code or ExitCode.STAY_DOWN)
+            case _:
+                return
+
+    def _stalled(self, reason: str) -> None:
+        """The service's loop is stuck: leave its stacks, and ask to be replaced; on the daemon's thread."""
+        now_s = time.monotonic()
+        if self._stalled_s is None:
+            self._stalled_s = now_s
+            log.critical("%s; stacks of all threads are in %s", reason, self._stacks.name)
+            print(f"{reason}\n", file=self._stacks, flush=True)
+            faulthandler.dump_traceback(self._stacks, all_threads=True)
+            self._notifier.send(STATUS=reason, WATCHDOG="trigger")
+        elif now_s - self._stalled_s > TRIGGER_GRACE_S or not self._notifier.is_supervised:
+            logging.shutdown()
+            os._exit(ExitCode.BUG)
+
+    def _end(self) -> ExitCode:
+        self._daemon.ended.wait(LAST_REPORT_S)
+        with suppress(FileNotFoundError):
+            os.unlink(self._stacks.name)
+        return self._daemon.lifecycle.exit_code or ExitCode.BUG
+
+    def fail(self) -> ExitCode:
+        """The server raised: say so, and end as a bug."""
+        self._notifier.send(STATUS="the server failed", ERRNO=ExitCode.BUG)
+        self._daemon.post(LifecycleEvent.FAILED)
+        return self._end()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, woken by an event when it is to drain instead of looking ten times a second."""
+
+    ended = False
+    _drain: asyncio.Event | None = None
+
+    async def serve_until_drained(self, listener: socket.socket, listening: Any) -> None:
+        self._drain = asyncio.Event()
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        try:
+            try:
+                await self.startup(sockets=[listener])
+            except SystemExit as error:  # how uvicorn says that the lifespan failed; it has logged why
+                raise RuntimeError("the application could not start") from error
+            await self.on_tick(0)
+            listening()
+            while not self._drain.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._drain.wait(), timeout=1.0)
+                await self.on_tick(0)  # the Date header
+            await self.shutdown(sockets=[listener])
+        finally:
+            self.ended = True
+
+    def drain(self) -> None:
+        """Stop accepting and finish; on the loop."""
+        assert self._drain is not None
+        self._drain.set()
+
+
+def _keep_waiting(notifier: Notifier, text: str) -> None:
+    notifier.send(STATUS=text, EXTEND_TIMEOUT_USEC=5_000_000)
+
+
+def _is_supervised(notifier: Notifier) -> bool:
+    """Whether somebody starts this process again when it ends: supervisord, systemd or Kubernetes."""
+    signs = ("SUPERVISOR_ENABLED", "INVOCATION_ID", "KUBERNETES_SERVICE_HOST")
+    return notifier.is_supervised or any(sign in os.environ for sign in signs)
+
+
+def _open_stacks(run_dir: RunDir, instance: str) -> IO[str]:
+    """Where the stacks go if it comes to that; kept open, as then it may be too late to open a file."""
+    path = run_dir.stacks(instance, os.getpid())
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    faulthandler.enable(file=sys.stderr)
+    return file
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+            f"stop what uses it, or set CDN_PORT to another port"
+        ) from error

@@ -1,0 +1,88 @@
+"""What the environment says of one process: ``CDN_*``, set by hand or in supervisord.conf. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from bus.messages import OodaMode
+from cdn_daemon.claim import Orphans
+from cdn_daemon.service import Service
+
+_YES, _NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be; the text names it, its value and what it may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One process's settings, with the service's own declarations for defaults."""
+
+    instance: str
+    """CDN_INSTANCE"""
+    host: str
+    """CDN_HOST; loopback, unless CDN_ALLOW_PUBLIC=yes"""
+    port: int
+    """CDN_PORT; 0 lets the system choose"""
+    drain_s: float
+    """CDN_DRAIN_S"""
+    stall_s: float
+    """CDN_STALL_S: how long the service's loop may not turn before the process is replaced"""
+    ooda_mode: OodaMode
+    """CDN_OODA"""
+    orphans: Orphans
+    """CDN_ORPHANS"""
+
+
+def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
+    """The settings of this process; raises SettingError at the first that cannot be."""
+    return Settings(
+        instance=environ.get("CDN_INSTANCE") or service.name,
+        host=_host(environ),
+        port=int(_number(environ, "CDN_PORT", service.port, 0, 65535)),
+        drain_s=_number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
+        stall_s=_number(environ, "CDN_STALL_S", 10.0, 0.5, 86400),
+        ooda_mode=OodaMode(_word(environ, "CDN_OODA", "on", tuple(OodaMode))),
+        orphans="adopt" if _word(environ, "CDN_ORPHANS", "replace", get_args(Orphans)) == "adopt" else "replace",
+    )
+
+
+def _number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
+    text = environ.get(key)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most or (key == "CDN_PORT" and value != int(value)):
+        raise SettingError(f"cannot use {key}={text}: it must be a number from {least:g} to {most:g}")
+    return value
+
+
+def _word(environ: Mapping[str, str], key: str, default: str, words: tuple[str, ...]) -> str:
+    text = environ.get(key) or default
+    if text not in words:
+        raise SettingError(f"cannot use {key}={text}: it must be one of {', '.join(words)}")
+    return text
+
+
+def _host(environ: Mapping[str, str]) -> str:
+    text = environ.get("CDN_HOST") or "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise SettingError(f"cannot use CDN_HOST={text}: it must be an IP address, such as 127.0.0.1") from error
+    public = environ.get("CDN_ALLOW_PUBLIC", "").lower()
+    if public not in _YES + _NO:
+        raise SettingError(f"cannot use CDN_ALLOW_PUBLIC={public}: it must be yes or no")
+    if not address.is_loopback and public not in _YES:
+        raise SettingError(
+            f"cannot listen on CDN_HOST={text}: that is no loopback address, and nothing here encrypts or asks who "
+            f"it is; put a TLS proxy in front, or set CDN_ALLOW_PUBLIC=yes"
+        )
+    return text
