@@ -327,7 +327,8 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     pid: int | None
     incarnation: int | None
     uptime_s: float | None
-    restarts: int
+    restarts: int | None
+    """None if nobody who counts them was heard: supervisord itself does not."""
     cpu_cores: float | None
     rss_bytes: int | None
     seen_s: float | None
