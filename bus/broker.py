@@ -1,13 +1,14 @@
 """ATLAS's end of every plane: XSUB → XPUB with the last value at subscription, and two ROUTERs.
 
 The broker moves frames; what they mean is decided by its owner, who looks at
-each before it is forwarded. It belongs to the thread that made it. It does not
-lock the run directory: its owner's instance lock keeps a second one away, which
-matters, as binding an occupied ipc path would steal the traffic.
+each before it is forwarded. It belongs to the thread that made it. It holds a
+lock on the run directory, as binding an occupied ipc path would succeed and
+steal the other's traffic.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,10 +37,23 @@ class Arrivals:
     """(routing id, frame)"""
 
 
+class BusTaken(Exception):
+    """Another broker serves this run directory."""
+
+
 class Broker:
-    """Four bound sockets in the run directory, and a last value for each topic."""
+    """Four bound sockets in the run directory, and a last value for each topic. Raises BusTaken."""
 
     def __init__(self, run_dir: RunDir) -> None:
+        self._lock_fd = os.open(run_dir.lock("bus"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            raise BusTaken(
+                f"cannot serve the bus in {run_dir.path}: another ATLAS does; "
+                f"stop that one first, or set CDN_RUN_DIR to another directory"
+            ) from None
         self._context = zmq.Context()
         self._bound: dict[str, tuple[zmq.Socket[bytes], int]] = {}
         self._xsub = self._bind(zmq.XSUB, run_dir.telemetry, max_bytes=MAX_FRAME_BYTES)
@@ -170,3 +184,4 @@ class Broker:
         for socket, _ in self._bound.values():
             socket.close(linger=0)
         self._context.term()
+        os.close(self._lock_fd)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from cdn_daemon.lifecycle import ExitCode as ExitCode
     from cdn_daemon.lifecycle import LifecycleManager as LifecycleManager
     from cdn_daemon.ooda import OodaLoop as OodaLoop
+    from cdn_daemon.service import ConfigurationError as ConfigurationError
     from cdn_daemon.service import DeclarationError as DeclarationError
     from cdn_daemon.service import Service as Service
     from cdn_daemon.service import ServiceDaemon as ServiceDaemon
 
 _HOMES = {
     "CDNDaemon": "daemon",
+    "ConfigurationError": "service",
     "DeclarationError": "service",
     "ExitCode": "lifecycle",
     "HealthMonitor": "health",

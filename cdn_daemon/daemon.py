@@ -45,7 +45,7 @@ from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, Lifecycl
 from cdn_daemon.notify import Notifier
 from cdn_daemon.ooda import OodaLoop, Work
 from cdn_daemon.pulse import Pulse
-from cdn_daemon.service import Service, ServiceDaemon
+from cdn_daemon.service import Identity, Service, ServiceDaemon
 from cdn_daemon.vitals import TickTimes, VitalsSampler
 from cdn_daemon.web import Traffic
 
@@ -59,22 +59,6 @@ AWAY_S = 1.0
 OUTCOMES_KEPT = 1000
 DRAIN_SLACK_S = 2.0
 """What the server gets beyond drain_s to close what it has cancelled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Who this process is."""
-
-    service: str
-    instance: str
-    host: str
-    incarnation: int
-    restarts: int
-    pid: int
-    started_s: float
-    """Monotonic."""
-    supervised: bool
-    """Whether somebody would start it again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ import uvloop
 
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
 from cdn_daemon.claim import Occupied, claim
-from cdn_daemon.daemon import CDNDaemon, Identity, StallLimits
+from cdn_daemon.daemon import CDNDaemon, StallLimits
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
 from cdn_daemon.notify import Notifier
-from cdn_daemon.service import Service
+from cdn_daemon.service import ConfigurationError, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings
 from cdn_daemon.web import ServiceApp, Traffic
 
@@ -37,10 +37,6 @@ BACKLOG = 2048
 LAST_REPORT_S = 2.0
 TRIGGER_GRACE_S = 2.0
 """From asking the supervisor to replace a stalled process to ending it ourselves."""
-
-
-class Misconfigured(Exception):
-    """This process cannot start until a person has changed something."""
 
 
 def run(service: Service) -> NoReturn:
@@ -53,7 +49,7 @@ def run(service: Service) -> NoReturn:
     notifier = Notifier()
     try:
         host = _Host(service, notifier, started_s)
-    except (SettingError, RunDirError, Occupied, Misconfigured) as error:
+    except (SettingError, RunDirError, Occupied, ConfigurationError) as error:
         log.critical("%s", error)
         notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
         sys.exit(ExitCode.CONFIGURATION)
@@ -86,18 +82,19 @@ class _Host:
         self._app = ServiceApp(service.app, self._traffic)
         self._stalled_s: float | None = None
         service.ooda.mode = self._settings.ooda_mode
+        service.identity = Identity(
+            service=service.name,
+            instance=self._settings.instance,
+            host=host_name(),
+            incarnation=self._claim.incarnation,
+            restarts=self._claim.restarts,
+            pid=os.getpid(),
+            started_s=started_s,
+            supervised=_is_supervised(notifier),
+        )
         self._daemon = CDNDaemon(
             service,
-            Identity(
-                service=service.name,
-                instance=self._settings.instance,
-                host=host_name(),
-                incarnation=self._claim.incarnation,
-                restarts=self._claim.restarts,
-                pid=os.getpid(),
-                started_s=started_s,
-                supervised=_is_supervised(notifier),
-            ),
+            service.identity,
             run_dir=run_dir,
             notifier=notifier,
             traffic=self._traffic,
@@ -158,8 +155,14 @@ class _Host:
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
             return
-        log.critical("the service's background task failed", exc_info=task.exception())
-        self._daemon.post(LifecycleEvent.FAILED)
+        error = task.exception()
+        if isinstance(error, ConfigurationError):
+            log.critical("%s", error)
+            self._notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
+            self._daemon.post(LifecycleEvent.MISCONFIGURED)
+        else:
+            log.critical("the service's background task failed", exc_info=error)
+            self._daemon.post(LifecycleEvent.FAILED)
 
     def _told_to_end(self) -> None:
         first = self._daemon.lifecycle.exit_code is None
@@ -259,7 +262,7 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise Misconfigured(
+        raise ConfigurationError(
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
             f"stop what uses it, or set CDN_PORT to another port"
         ) from error

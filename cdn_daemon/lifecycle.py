@@ -3,7 +3,7 @@
     starting ──listening──▶ serving ──restart, shutdown──▶ draining ──drained, hurry──▶ stopped
         │                      │                              ▲  │
         └──restart, shutdown───┼──────────────────────────────┘  └──expired──▶ stopped
-                               └──failed (from anywhere)──▶ stopped
+                               └──failed, misconfigured (from anywhere)──▶ stopped
 
 The exit code is the contract with whoever supervises: see ExitCode.
 """
@@ -41,6 +41,7 @@ class LifecycleEvent(StrEnum):
     DRAINED = "drained"
     EXPIRED = "expired"
     FAILED = "failed"
+    MISCONFIGURED = "misconfigured"
 
 
 class Instruction(Enum):
@@ -63,6 +64,7 @@ TRANSITIONS: dict[tuple[LifecyclePhase, LifecycleEvent], tuple[LifecyclePhase, I
     (STARTING, _E.DRAINED): (STOPPED, _I.END),
     (STARTING, _E.EXPIRED): (STARTING, None),
     (STARTING, _E.FAILED): (STOPPED, _I.END),
+    (STARTING, _E.MISCONFIGURED): (STOPPED, _I.END),
     (SERVING, _E.LISTENING): (SERVING, None),
     (SERVING, _E.RESTART): (DRAINING, _I.DRAIN),
     (SERVING, _E.SHUTDOWN): (DRAINING, _I.DRAIN),
@@ -70,6 +72,7 @@ TRANSITIONS: dict[tuple[LifecyclePhase, LifecycleEvent], tuple[LifecyclePhase, I
     (SERVING, _E.DRAINED): (STOPPED, _I.END),
     (SERVING, _E.EXPIRED): (SERVING, None),
     (SERVING, _E.FAILED): (STOPPED, _I.END),
+    (SERVING, _E.MISCONFIGURED): (STOPPED, _I.END),
     (DRAINING, _E.LISTENING): (DRAINING, None),
     (DRAINING, _E.RESTART): (DRAINING, None),
     (DRAINING, _E.SHUTDOWN): (DRAINING, None),
@@ -77,6 +80,7 @@ TRANSITIONS: dict[tuple[LifecyclePhase, LifecycleEvent], tuple[LifecyclePhase, I
     (DRAINING, _E.DRAINED): (STOPPED, _I.END),
     (DRAINING, _E.EXPIRED): (STOPPED, _I.END),
     (DRAINING, _E.FAILED): (STOPPED, _I.END),
+    (DRAINING, _E.MISCONFIGURED): (STOPPED, _I.END),
     (STOPPED, _E.LISTENING): (STOPPED, None),
     (STOPPED, _E.RESTART): (STOPPED, None),
     (STOPPED, _E.SHUTDOWN): (STOPPED, None),
@@ -84,6 +88,7 @@ TRANSITIONS: dict[tuple[LifecyclePhase, LifecycleEvent], tuple[LifecyclePhase, I
     (STOPPED, _E.DRAINED): (STOPPED, None),
     (STOPPED, _E.EXPIRED): (STOPPED, None),
     (STOPPED, _E.FAILED): (STOPPED, None),
+    (STOPPED, _E.MISCONFIGURED): (STOPPED, None),
 }
 
 
@@ -116,6 +121,8 @@ class LifecycleManager:
                 self.exit_code = ExitCode.RESTART
             case LifecycleEvent.FAILED:
                 self.exit_code = ExitCode.BUG
+            case LifecycleEvent.MISCONFIGURED:
+                self.exit_code = ExitCode.CONFIGURATION
             case LifecycleEvent.DRAINED if self.exit_code is None:
                 self.exit_code = ExitCode.BUG  # a server that ends by itself is broken
 

@@ -6,6 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bus.messages import Command, DaemonStatus, HealthStatus, OodaPhase, Outcome, ServiceMetrics
@@ -16,6 +17,22 @@ ASGIApp = Callable[..., Any]
 CheckFunction = TypeVar("CheckFunction", bound=Callable[[], Any])
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who this process is."""
+
+    service: str
+    instance: str
+    host: str
+    incarnation: int
+    restarts: int
+    pid: int
+    started_s: float
+    """Monotonic."""
+    supervised: bool
+    """Whether somebody would start it again."""
 
 
 class ServiceDaemon(ABC):
@@ -45,6 +62,13 @@ class ServiceDaemon(ABC):
     @abstractmethod
     def handle_command(self, command: Command) -> Outcome | None:
         """Obey; the outcome if it is known at once, None if it will follow."""
+
+
+class ConfigurationError(Exception):
+    """This process cannot do its work until a person has changed something; it ends with 78 and stays down.
+
+    For a service's background task and its lifespan to raise.
+    """
 
 
 class DeclarationError(ValueError):
@@ -89,6 +113,8 @@ class Service:
         self.background = background
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
+        self.identity: Identity | None = None
+        """Who this process is; set by ``run`` before anything of the service starts."""
 
     def check(
         self, *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int = 3

@@ -1,0 +1,1 @@
+"""ATLAS, the foundation daemon: hears every service, shows the fleet, carries commands."""

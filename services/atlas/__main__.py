@@ -1,0 +1,48 @@
+"""ATLAS, the foundation daemon: hears every service, shows the fleet, carries commands."""
+
+import asyncio
+import time
+
+from bus.broker import BusTaken
+from bus.endpoints import default_run_dir
+from cdn_daemon import ConfigurationError, Service, run
+from services.atlas.server import make_app
+from services.atlas.switchboard import Switchboard
+
+BUS_STUCK_S = 2.0
+
+switchboard = Switchboard(default_run_dir())
+
+
+async def serve_the_bus() -> None:
+    """The bus thread, for as long as ATLAS lives; raises if it ends by itself."""
+    assert service.identity is not None
+    switchboard.start(service.identity.incarnation)
+    try:
+        while not switchboard.ended.is_set():
+            await asyncio.sleep(0.1)
+    finally:
+        await asyncio.to_thread(switchboard.stop)
+    if isinstance(switchboard.failure, BusTaken):
+        raise ConfigurationError(str(switchboard.failure))
+    raise RuntimeError("the bus thread ended") from switchboard.failure
+
+
+service = Service("atlas", app=make_app(switchboard), port=18500, background=serve_the_bus)
+
+
+@service.check(every_s=1, timeout_s=1, fails_after=2)
+async def bus_turns() -> str | None:
+    """Unhealthy while the bus thread does not turn."""
+    idle_s = time.monotonic() - switchboard.turned_s
+    return f"the bus thread has not turned for {idle_s:.1f} s" if idle_s > BUS_STUCK_S else None
+
+
+@service.metrics
+def counts() -> dict[str, float]:
+    """What was dropped, and who is connected."""
+    return {f"atlas_{name}": value for name, value in switchboard.all_counts().items()}
+
+
+if __name__ == "__main__":
+    run(service)

@@ -1,0 +1,258 @@
+"""What ATLAS knows of the fleet. Pure: messages and now_s in, happenings out.
+
+Two sources, each an authority on its own: a service's daemon says how the
+service does; the warden inside supervisord says what process there is. What is
+silent is unreachable, never dead: only the warden can say that a process ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bus.messages import (
+    DaemonStatus,
+    HealthStatus,
+    LifecyclePhase,
+    NodeStatus,
+    ProcessRow,
+    ProcessState,
+    ServiceView,
+)
+
+UNREACHABLE_S = 3.0
+"""Statuses come at least once a second; three in a row are missing."""
+
+_STATE_OF_PHASE = {
+    LifecyclePhase.STARTING: ProcessState.STARTING,
+    LifecyclePhase.SERVING: ProcessState.RUNNING,
+    LifecyclePhase.DRAINING: ProcessState.STOPPING,
+    LifecyclePhase.STOPPED: ProcessState.EXITED,
+}
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something changed; the switchboard makes an Event of it."""
+
+    instance: str
+    kind: str
+    text: str
+    host: str
+    incarnation: int | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One instance, by its daemon's word."""
+
+    status: DaemonStatus
+    heard_s: float
+    reachable: bool = True
+
+
+@dataclass(frozen=True)
+class Node:
+    """One host's process table, by its warden's word."""
+
+    status: NodeStatus
+    heard_s: float
+    reachable: bool = True
+
+
+class Refused(Exception):
+    """The message is not taken; ``cause`` is what is counted."""
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+def is_newer(held: tuple[int, int, float], new: tuple[int, int], now_s: float) -> bool:
+    """Whether (incarnation, seq) supersedes the held (incarnation, seq, heard_s).
+
+    Of one incarnation, the larger seq does. A later incarnation does. An earlier
+    one does not while the held one still speaks (it is a late message of the
+    process before), and does once that is silent (the run directory was lost).
+    """
+    incarnation, seq, heard_s = held
+    if new[0] == incarnation:
+        return new[1] > seq
+    return new[0] > incarnation or now_s - heard_s > UNREACHABLE_S
+
+
+def instance_of(row: ProcessRow) -> str:
+    """The instance that a process of supervisord is: its name without the group."""
+    return row.name.rpartition(":")[2]
+
+
+class Fleet:
+    """All members and nodes; each method returns what happened."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.nodes: dict[str, Node] = {}
+
+    # -- messages in --------------------------------------------------------------------------------
+
+    def hear(self, status: DaemonStatus, now_s: float) -> list[Happening]:
+        """Fold in one daemon's status; raises Refused for what is old or claims another's name."""
+        held = self.members.get(status.instance)
+        if held is None:
+            self.members[status.instance] = Member(status, now_s)
+            return [_happening(status, "appeared", f"appeared as #{status.incarnation}, {status.phase}")]
+        old = held.status
+        if (
+            status.host != old.host
+            and now_s - held.heard_s <= UNREACHABLE_S
+            and old.phase is not LifecyclePhase.STOPPED
+        ):
+            raise Refused("name_clash", f"{status.instance} on {status.host} is already {old.instance} on {old.host}")
+        if not is_newer((old.incarnation, old.seq, held.heard_s), (status.incarnation, status.seq), now_s):
+            raise Refused("old", f"{status.instance} #{status.incarnation} seq {status.seq} is not news")
+        if status.incarnation == old.incarnation and status.pid != old.pid:
+            raise Refused("name_clash", f"{status.instance} #{status.incarnation} has pid {old.pid}, not {status.pid}")
+        self.members[status.instance] = Member(status, now_s)
+        return _changes(held, status)
+
+    def hear_node(self, status: NodeStatus, now_s: float) -> list[Happening]:
+        """Fold in one warden's table; raises Refused for what is old."""
+        held = self.nodes.get(status.host)
+        if held is not None:
+            old = held.status
+            if not is_newer((old.incarnation, old.seq, held.heard_s), (status.incarnation, status.seq), now_s):
+                raise Refused("old", f"{status.host} #{status.incarnation} seq {status.seq} is not news")
+        self.nodes[status.host] = Node(status, now_s)
+        before = {row.name: row for row in held.status.processes} if held is not None else {}
+        return [
+            Happening(instance_of(row), "state", _state_text(row), status.host)
+            for row in status.processes
+            if (known := before.get(row.name)) is not None and known.state != row.state
+        ]
+
+    def tick(self, now_s: float) -> list[Happening]:
+        """Notice silence."""
+        happenings = []
+        for name, member in self.members.items():
+            silent_s = now_s - member.heard_s
+            if member.reachable and silent_s > UNREACHABLE_S and member.status.phase is not LifecyclePhase.STOPPED:
+                self.members[name] = replace(member, reachable=False)
+                happenings.append(_happening(member.status, "unreachable", f"unreachable: silent for {silent_s:.1f} s"))
+        for host, node in self.nodes.items():
+            silent_s = now_s - node.heard_s
+            if node.reachable and silent_s > UNREACHABLE_S:
+                self.nodes[host] = replace(node, reachable=False)
+                text = f"supervisord on {host} is silent for {silent_s:.1f} s"
+                happenings.append(Happening(f"warden@{host}", "unreachable", text, host))
+        return happenings
+
+    def restart_windows(self, late_s: float) -> None:
+        """ATLAS itself was away for late_s: silence meanwhile proves nothing."""
+        self.members = {k: replace(m, heard_s=m.heard_s + late_s) for k, m in self.members.items()}
+        self.nodes = {k: replace(n, heard_s=n.heard_s + late_s) for k, n in self.nodes.items()}
+
+    # -- questions ----------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, tuple[Node, ProcessRow]]:
+        """Instance → the node and row of its process."""
+        return {instance_of(row): (node, row) for node in self.nodes.values() for row in node.status.processes}
+
+    def views(self, now_s: float) -> tuple[ServiceView, ...]:
+        """Every instance known, in order of name."""
+        rows = self.rows()
+        names = sorted(rows.keys() | self.members.keys())
+        return tuple(view(name, self.members.get(name), rows.get(name), now_s) for name in names)
+
+    def view(self, name: str, now_s: float) -> ServiceView | None:
+        """One instance; None if it is unknown."""
+        member, place = self.members.get(name), self.rows().get(name)
+        return None if member is None and place is None else view(name, member, place, now_s)
+
+
+def _happening(status: DaemonStatus, kind: str, text: str) -> Happening:
+    return Happening(status.instance, kind, text, status.host, status.incarnation)
+
+
+def _state_text(row: ProcessRow) -> str:
+    return f"{row.state}: {row.reason}" if row.reason else str(row.state)
+
+
+def _changes(held: Member, status: DaemonStatus) -> list[Happening]:
+    old = held.status
+    if status.incarnation != old.incarnation:
+        text = f"started anew: #{old.incarnation} → #{status.incarnation}, pid {old.pid} → {status.pid}"
+        return [_happening(status, "restart", text)]
+    changes = []
+    if not held.reachable:
+        changes.append(_happening(status, "reachable", "heard again"))
+    if status.phase is not old.phase:
+        changes.append(_happening(status, "phase", f"{old.phase} → {status.phase}"))
+    if status.health is not old.health:
+        why = f": {'; '.join(status.reasons)}" if status.reasons else ""
+        changes.append(_happening(status, "health", f"{old.health} → {status.health}{why}"))
+    if status.ooda_mode is not old.ooda_mode:
+        changes.append(_happening(status, "ooda", f"mode {old.ooda_mode} → {status.ooda_mode}"))
+    return changes
+
+
+def view(name: str, member: Member | None, place: tuple[Node, ProcessRow] | None, now_s: float) -> ServiceView:
+    """One line of the fleet out of what its daemon and its warden say."""
+    status = member.status if member is not None else None
+    row = place[1] if place is not None and place[0].reachable else None
+    state, reasons = _state(member, place, row, now_s)
+    # A daemon's word counts for the process that runs now, not for the one before it.
+    current = member is not None and member.reachable and _is_current(member, place)
+    alive = current and status is not None and status.phase is not LifecyclePhase.STOPPED
+    if status is not None and alive:
+        reasons += status.reasons
+    uptime_s = row.uptime_s if row is not None else status.uptime_s if status is not None and alive else None
+    if place is not None and row is not None and uptime_s is not None:
+        uptime_s += now_s - place[0].heard_s
+    return ServiceView(
+        service=status.service if status is not None else name,
+        instance=name,
+        host=place[0].status.host if place is not None else status.host if status is not None else None,
+        state=state,
+        health=status.health if status is not None and alive else HealthStatus.UNKNOWN,
+        phase=status.phase if status is not None and current else None,
+        ooda_phase=status.ooda_phase if status is not None and alive else None,
+        pid=row.pid if row is not None else status.pid if status is not None and alive else None,
+        incarnation=status.incarnation if status is not None else None,
+        uptime_s=uptime_s,
+        restarts=row.restarts if row is not None else status.restarts if status is not None else 0,
+        cpu_cores=status.metrics.vitals.cpu_cores if status is not None and alive else None,
+        rss_bytes=status.metrics.vitals.rss_bytes if status is not None and alive else None,
+        seen_s=now_s - member.heard_s if member is not None else None,
+        reason="; ".join(reasons),
+        address=status.address if status is not None and alive else None,
+    )
+
+
+def _is_current(member: Member, place: tuple[Node, ProcessRow] | None) -> bool:
+    """Whether the daemon that spoke is in the process that supervisord has now, or in a child of it."""
+    if place is None or not place[0].reachable:
+        return True
+    node, row = place
+    if row.pid is None or row.uptime_s is None:
+        return False
+    began_s, spawned_s = member.heard_s - member.status.uptime_s, node.heard_s - row.uptime_s
+    return row.pid == member.status.pid or began_s > spawned_s
+
+
+def _state(
+    member: Member | None, place: tuple[Node, ProcessRow] | None, row: ProcessRow | None, now_s: float
+) -> tuple[ProcessState, tuple[str, ...]]:
+    """The state in supervisor's words, and what there is to say about it."""
+    reasons: tuple[str, ...] = ()
+    if place is not None and row is None:
+        reasons += (f"supervisord on {place[0].status.host} is silent for {now_s - place[0].heard_s:.1f} s",)
+    if row is not None:
+        if row.reason:
+            reasons += (row.reason,)
+        if row.state is ProcessState.RUNNING and member is not None and not member.reachable:
+            reasons += (f"unreachable: silent for {now_s - member.heard_s:.1f} s",)
+        return row.state, reasons
+    if member is None:
+        return ProcessState.UNKNOWN, reasons
+    if not member.reachable:
+        return ProcessState.UNKNOWN, (*reasons, f"unreachable: silent for {now_s - member.heard_s:.1f} s")
+    return _STATE_OF_PHASE[member.status.phase], reasons

@@ -1,0 +1,225 @@
+"""ATLAS's bus thread: the sockets, and around the pure fleet and coordinator the little that is not pure.
+
+Everything that arrives is looked at before it is passed on; what is not a
+message, not news, or not under its own topic is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from threading import Event as ThreadEvent
+from threading import Lock, Thread
+
+from bus.broker import Broker
+from bus.codec import Decoder, FrameError, encode
+from bus.commands import new_id
+from bus.endpoints import RunDir
+from bus.messages import (
+    AgentMessage,
+    DaemonStatus,
+    Event,
+    EventsReply,
+    EventsRequest,
+    FleetReply,
+    FleetRequest,
+    NodeStatus,
+    OperatorReply,
+    OperatorRequest,
+    OrderRequest,
+    Refusal,
+    ServiceView,
+    Telemetry,
+)
+from bus.topics import topic_of
+from services.atlas.coordinator import Action, CDNCoordinator, ToAgent, ToOperator
+from services.atlas.fleet import Fleet, Happening, Refused
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+REBIND_S = 0.5
+AWAY_S = 1.0
+EVENTS_KEPT = 2000
+
+
+class Switchboard:
+    """Runs on a thread of its own from ``start`` to ``stop``; ``failure`` says why, if it ended by itself."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._incarnation = 0
+        self._lock = Lock()
+        self._fleet = Fleet()
+        self._coordinator = CDNCoordinator(self._fleet, new_id)
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._event_seqs: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self._telemetry: Decoder[Telemetry] = Decoder(Telemetry)
+        self._agent: Decoder[AgentMessage] = Decoder(AgentMessage)
+        self._operator: Decoder[OperatorRequest] = Decoder(OperatorRequest)
+        self._stop = ThreadEvent()
+        self.ended = ThreadEvent()
+        self.failure: BaseException | None = None
+        self.turned_s = time.monotonic()
+        """When it last went round; for the health check."""
+        self._broker: Broker | None = None
+        self._thread = Thread(target=self._run, name="atlas-bus", daemon=True)
+
+    # -- any thread ---------------------------------------------------------------------------------
+
+    def start(self, incarnation: int) -> None:
+        """Bind and begin, as this incarnation of ATLAS."""
+        self._incarnation = incarnation
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Unbind and end."""
+        self._stop.set()
+        self._thread.join(timeout=2.0)
+
+    def views(self) -> tuple[ServiceView, ...]:
+        """The fleet as it is now."""
+        with self._lock:
+            return self._fleet.views(time.monotonic())
+
+    def events(self, limit: int) -> tuple[Event, ...]:
+        """The newest events, oldest first."""
+        with self._lock:
+            return tuple(self._events)[-limit:] if limit > 0 else ()
+
+    def all_counts(self) -> dict[str, int]:
+        """What was dropped and why, and what is connected."""
+        with self._lock:
+            broker = self._broker.counts if self._broker is not None else Counter[str]()
+            return {
+                **self.counts,
+                **broker,
+                "agents": self._coordinator.agents,
+                "open_commands": self._coordinator.open_commands,
+                "members": len(self._fleet.members),
+            }
+
+    # -- the thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._broker = Broker(self._run_dir)
+            self._turn_until_stopped(self._broker)
+            self._broker.close()
+        except BaseException as error:
+            log.critical("the bus thread died", exc_info=True)
+            self.failure = error
+        finally:
+            self.ended.set()
+
+    def _turn_until_stopped(self, broker: Broker) -> None:
+        ticked_s = rebound_s = time.monotonic()
+        while not self._stop.is_set():
+            arrivals = broker.turn(max(0.0, ticked_s + TICK_S - time.monotonic()))
+            now_s = self.turned_s = time.monotonic()
+            with self._lock:
+                if now_s - ticked_s > AWAY_S:
+                    self._back_after(now_s - ticked_s)
+                for topic, frame in arrivals.telemetry:
+                    self._take_telemetry(broker, topic, frame, now_s)
+                for routing_id, frame in arrivals.agents:
+                    self._take_agent(broker, routing_id, frame, now_s)
+                for routing_id, frame in arrivals.operators:
+                    self._take_operator(broker, routing_id, frame, now_s)
+                if now_s - ticked_s >= TICK_S:
+                    ticked_s = now_s
+                    self._perform(broker, self._fleet.tick(now_s))
+                    self._perform(broker, self._coordinator.tick(now_s))
+                    broker.replay()
+            if now_s - rebound_s >= REBIND_S:
+                rebound_s = now_s
+                for endpoint in broker.rebind_missing():
+                    log.warning("%s was unlinked: bound it again", endpoint)
+                    self.counts["rebound"] += 1
+
+    def _back_after(self, late_s: float) -> None:
+        log.warning("was away for %.1f s: silence meanwhile proves nothing", late_s)
+        self._fleet.restart_windows(late_s)
+        self._coordinator.restart_windows(late_s)
+
+    def _take_telemetry(self, broker: Broker, topic: bytes, frame: bytes, now_s: float) -> None:
+        try:
+            message = self._telemetry.decode(frame)
+            if topic != topic_of(message).encode():
+                raise Refused("wrong_topic", f"{topic!r} does not fit {type(message).__name__}")
+            happenings: list[Happening] = []
+            match message:
+                case DaemonStatus():
+                    happenings = self._fleet.hear(message, now_s)
+                case NodeStatus():
+                    happenings = self._fleet.hear_node(message, now_s)
+                case Event():
+                    self._events.append(message)
+        except (FrameError, Refused) as error:
+            self.counts[error.cause] += 1
+            log.debug("dropped a telemetry frame: %s", error)
+            return
+        broker.publish(topic, frame, keep=not isinstance(message, Event))
+        self._perform(broker, happenings)
+
+    def _take_agent(self, broker: Broker, routing_id: bytes, frame: bytes, now_s: float) -> None:
+        try:
+            message = self._agent.decode(frame)
+        except FrameError as error:
+            self.counts[f"agent_{error.cause}"] += 1
+            return
+        self._perform(broker, self._coordinator.hear(message, routing_id, now_s))
+
+    def _take_operator(self, broker: Broker, routing_id: bytes, frame: bytes, now_s: float) -> None:
+        try:
+            request = self._operator.decode(frame)
+        except FrameError as error:
+            self.counts[f"operator_{error.cause}"] += 1
+            self._reply(broker, routing_id, Refusal(id="", reason=f"cannot understand the request: {error}"))
+            return
+        match request:
+            case FleetRequest():
+                reply = FleetReply(id=request.id, services=self._fleet.views(now_s), counts=dict(self.counts))
+                self._reply(broker, routing_id, reply)
+            case EventsRequest():
+                events = tuple(self._events)[-request.limit :] if request.limit > 0 else ()
+                self._reply(broker, routing_id, EventsReply(id=request.id, events=events))
+            case OrderRequest():
+                self._perform(broker, self._coordinator.order(request, routing_id, now_s))
+
+    def _reply(self, broker: Broker, routing_id: bytes, reply: OperatorReply) -> None:
+        try:
+            broker.to_operator(routing_id, encode(reply))
+        except FrameError as error:
+            broker.to_operator(routing_id, encode(Refusal(id=reply.id, reason=f"cannot answer: {error}")))
+
+    def _perform(self, broker: Broker, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case ToAgent():
+                    broker.to_agent(action.routing_id, encode(action.command))
+                case ToOperator():
+                    self._reply(broker, action.routing_id, action.reply)
+                case Happening():
+                    self._announce(broker, action)
+
+    def _announce(self, broker: Broker, happening: Happening) -> None:
+        self._event_seqs[happening.instance] += 1
+        event = Event(
+            id=new_id(),
+            source="atlas",
+            incarnation=self._incarnation,
+            seq=self._event_seqs[happening.instance],
+            time_s=time.time(),
+            host=happening.host,
+            instance=happening.instance,
+            subject_incarnation=happening.incarnation,
+            kind=happening.kind,
+            text=happening.text,
+        )
+        self._events.append(event)
+        log.info("%s %s: %s", event.instance, event.kind, event.text)
+        broker.publish(topic_of(event).encode(), encode(event), keep=False)
