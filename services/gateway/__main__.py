@@ -1,0 +1,34 @@
+"""Gateway: one address in front of every service."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from bus.endpoints import default_run_dir
+from cdn_daemon import ExitCode, Service, run
+from cdn_daemon.settings import SettingError
+from services.gateway.server import Gateway, can_connect
+from services.gateway.settings import NAME, read_gateway_settings
+
+# uvicorn would believe X-Forwarded-For of any local client. Behind a TLS proxy, name that proxy here.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+
+try:
+    gateway = Gateway(read_gateway_settings(os.environ), default_run_dir())
+except SettingError as error:
+    print(error, file=sys.stderr)
+    sys.exit(ExitCode.CONFIGURATION)
+
+service = Service(NAME, app=gateway, port=18600, background=gateway.background)
+service.metrics(gateway.numbers)
+
+
+@service.check(every_s=5, timeout_s=1, fails_after=2)
+def has_descriptors() -> None:
+    """Unhealthy while no more connections can be opened."""
+    can_connect()
+
+
+if __name__ == "__main__":
+    run(service)

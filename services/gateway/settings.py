@@ -1,0 +1,64 @@
+"""The gateway's own settings: ``CDN_GATEWAY_*`` of the environment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cdn_daemon.settings import SettingError
+
+GiB = 1 << 30
+
+NAME = "gateway-primary"
+GUARDED = frozenset({"atlas"})
+"""Services that are routed to only where CDN_GATEWAY_EXPOSE names them: who may reach ATLAS may command the fleet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings:
+    """What an operator may change; each field's docstring names its variable."""
+
+    instance: str = NAME
+    """CDN_INSTANCE"""
+    hidden: frozenset[str] = GUARDED | {NAME}
+    """Never routed to: the gateway itself, and what is guarded unless CDN_GATEWAY_EXPOSE names it."""
+    body_max_bytes: int = 16 * GiB
+    """CDN_GATEWAY_MAX_BODY_BYTES: the largest request body"""
+    connect_s: float = 2.0
+    """CDN_GATEWAY_CONNECT_S: to an instance, until 504"""
+    answer_s: float = 60.0
+    """CDN_GATEWAY_ANSWER_S: from the end of the request to the head of its answer, until 504"""
+    stall_s: float = 300.0
+    """CDN_GATEWAY_STALL_S: the longest pause within a body, on either side; a stream of events must beat faster"""
+
+
+def read_gateway_settings(environ: Mapping[str, str]) -> GatewaySettings:
+    """The settings of this process; raises SettingError at the first that cannot be."""
+    exposed = frozenset(environ.get("CDN_GATEWAY_EXPOSE", "").replace(",", " ").split())
+    if unknown := exposed - GUARDED:
+        raise SettingError(
+            f"cannot use CDN_GATEWAY_EXPOSE={' '.join(sorted(unknown))}: only {', '.join(sorted(GUARDED))} is held "
+            f"back by default and can be named there"
+        )
+    default = GatewaySettings()
+    return GatewaySettings(
+        instance=environ.get("CDN_INSTANCE") or NAME,
+        hidden=(GUARDED - exposed) | {NAME},
+        body_max_bytes=int(_number(environ, "CDN_GATEWAY_MAX_BODY_BYTES", default.body_max_bytes, 0, 1 << 50)),
+        connect_s=_number(environ, "CDN_GATEWAY_CONNECT_S", default.connect_s, 0.01, 60),
+        answer_s=_number(environ, "CDN_GATEWAY_ANSWER_S", default.answer_s, 0.01, 86400),
+        stall_s=_number(environ, "CDN_GATEWAY_STALL_S", default.stall_s, 0.1, 86400),
+    )
+
+
+def _number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
+    text = environ.get(key)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise SettingError(f"cannot use {key}={text}: it must be a number from {least:g} to {most:g}")
+    return value
