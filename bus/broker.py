@@ -8,6 +8,7 @@ steal the other's traffic.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections import Counter
@@ -180,8 +181,13 @@ class Broker:
         return again
 
     def close(self) -> None:
-        """Close the sockets; libzmq unlinks their paths."""
+        """Close the sockets and remove their paths, unless somebody has put others there."""
         for socket, _ in self._bound.values():
             socket.close(linger=0)
         self._context.term()
+        for endpoint, (_, inode) in self._bound.items():
+            path = endpoint.removeprefix("ipc://")
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
         os.close(self._lock_fd)

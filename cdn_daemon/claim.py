@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-import psutil
 
 from bus.endpoints import RunDir
+from cdn_daemon.vitals import parent_of, start_time_s
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,7 @@ def _read(fd: int) -> Record:
 def _is_orphan(holder: Record) -> bool:
     if not holder.pid:  # it has the lock but has not written yet: it starts this very moment
         return False
-    try:
-        return psutil.Process(holder.pid).ppid() != holder.parent
-    except psutil.NoSuchProcess:
-        return True  # it ends this very moment
+    return parent_of(holder.pid) != holder.parent  # None, if it ends this very moment, will do as well
 
 
 def _supervisor() -> str:
@@ -131,10 +128,8 @@ def _supervisor() -> str:
     if "SUPERVISOR_ENABLED" not in os.environ:
         return ""
     parent = os.getppid()
-    try:
-        return f"{parent}@{psutil.Process(parent).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
+    began_s = start_time_s(parent)
+    return "" if began_s is None else f"{parent}@{began_s:.2f}"
 
 
 def _wait_for_end(pid: int, instance: str, orphans: Orphans, waiting: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The process as the operating system sees it: the only psutil of the embedded daemon.
+"""Processes as the operating system sees them: the only psutil of the embedded daemon.
 
 Sampled once a second and not at every tick: beside a busy main thread every
 system call may cost an interpreter switch interval (5 ms), and a tick is 100 ms.
@@ -85,3 +85,19 @@ def _count_children() -> int | None:
         except FileNotFoundError:  # the thread ended meanwhile
             continue
     return count if found else None
+
+
+def parent_of(pid: int) -> int | None:
+    """Pid of a process's parent; None if there is no such process."""
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def start_time_s(pid: int) -> float | None:
+    """Unix time at which a process began, which with its pid names it for good; None if there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None

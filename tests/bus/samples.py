@@ -1,0 +1,105 @@
+"""One message of every type."""
+
+from __future__ import annotations
+
+from bus import messages as m
+
+STATUS = m.DaemonStatus(
+    service="cdn-data-fabric",
+    instance="cdn-data-fabric",
+    host="host-1",
+    incarnation=42,
+    seq=7,
+    pid=1234,
+    time_s=1795441360.5,
+    monotonic_s=1986.25,
+    uptime_s=2.5,
+    restarts=3,
+    phase=m.LifecyclePhase.SERVING,
+    health=m.HealthStatus.DEGRADED,
+    reasons=("store_answers (1 of 3): no answer within 1 s",),
+    ooda_phase=m.OodaPhase.DECIDE,
+    ooda_mode=m.OodaMode.SHADOW,
+    address="http://127.0.0.1:18100",
+    metrics=m.ServiceMetrics(
+        vitals=m.Vitals(rss_bytes=40_000_000, cpu_cores=0.5, fds=12, threads=6, children=0, loop_lag_s=0.001),
+        in_flight=2,
+        requests=100,
+        values={"rows_written_total": 5.0},
+    ),
+)
+NODE = m.NodeStatus(
+    host="host-1",
+    incarnation=2,
+    seq=9,
+    pid=99,
+    time_s=1795441360.5,
+    monotonic_s=1986.25,
+    processes=(
+        m.ProcessRow(name="atlas", state=m.ProcessState.RUNNING, pid=100, uptime_s=4.5),
+        m.ProcessRow(name="web:web_01", state=m.ProcessState.FATAL, reason="exit 3", wait_status=768),
+    ),
+    counts={"datagrams_refused": 1},
+)
+EVENT = m.Event(
+    id="e1",
+    source="atlas",
+    incarnation=5,
+    seq=1,
+    time_s=1795441360.5,
+    host="host-1",
+    instance="cdn-data-fabric",
+    subject_incarnation=42,
+    kind="restart",
+    text="started anew",
+)
+VIEW = m.ServiceView(
+    service="atlas",
+    instance="atlas",
+    host="host-1",
+    state=m.ProcessState.RUNNING,
+    health=m.HealthStatus.HEALTHY,
+    phase=m.LifecyclePhase.SERVING,
+    ooda_phase=m.OodaPhase.OBSERVE,
+    pid=100,
+    incarnation=5,
+    uptime_s=4.5,
+    restarts=0,
+    cpu_cores=0.01,
+    rss_bytes=41_000_000,
+    seen_s=0.25,
+    reason="",
+    address=None,
+)
+
+
+def command(body: m.DaemonCommand | m.NodeCommand) -> m.Command:
+    """A command with this body."""
+    return m.Command(id="c1", target="cdn-data-fabric", incarnation=42, timeout_s=5.0, asked_by="root", body=body)
+
+
+SAMPLES = (
+    STATUS,
+    NODE,
+    EVENT,
+    command(m.Restart()),
+    command(m.Shutdown()),
+    command(m.HealthCheck()),
+    command(m.ReportStatus()),
+    command(m.StartProcess(name="web")),
+    command(m.StopProcess(name="web")),
+    command(m.RestartProcess(name="web")),
+    command(m.SignalProcess(name="web", signal=15)),
+    m.Hello(target="cdn-data-fabric", role="daemon", host="host-1", incarnation=42, pid=1234),
+    m.Accepted(id="c1", incarnation=42),
+    m.Outcome(id="c1", kind=m.OutcomeKind.DONE, incarnation=42, status=STATUS),
+    m.FleetRequest(id="r1"),
+    m.EventsRequest(id="r1", limit=5),
+    m.OrderRequest(id="r1", verb=m.Verb.RESTART, names=("a", "b"), timeout_s=30.0, asked_by="root"),
+    m.FleetReply(id="r1", services=(VIEW,), counts={"malformed": 1}),
+    m.EventsReply(id="r1", events=(EVENT,)),
+    m.OrderAccepted(id="r1", commands={"a": "c1"}),
+    m.OrderProgress(id="r1", name="a", text="draining"),
+    m.OrderOutcome(id="r1", name="a", kind=m.OutcomeKind.FAILED, reason="fatal", incarnation=43, took_s=0.5),
+    m.Refusal(id="r1", reason="cannot understand"),
+)

@@ -1,0 +1,97 @@
+"""Imports go down only, ZeroMQ and psutil stay where they belong, and what is called pure is."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+ALLOWED = {
+    "bus": {"bus"},
+    "cdn_daemon": {"bus", "cdn_daemon"},
+    "cli": {"bus", "cli"},
+}
+OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
+PURE = (
+    "bus/messages.py",
+    "bus/topics.py",
+    "cdn_daemon/ooda.py",
+    "cdn_daemon/health.py",
+    "cdn_daemon/lifecycle.py",
+    "cdn_daemon/warden/judge.py",
+    "cdn_daemon/warden/policy.py",
+    "services/atlas/fleet.py",
+    "services/atlas/coordinator.py",
+    "cli/rendering.py",
+)
+IMPURE = {"time", "socket", "threading", "subprocess", "random", "psutil", "zmq", "asyncio", "select", "pathlib"}
+CLOCKS = {"now", "today", "utcnow"}
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+    return names
+
+
+def files(*folders: str) -> list[Path]:
+    """Python files below the folders."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def allowed(path: Path) -> set[str]:
+    """First parts of our own modules that this file may import."""
+    top, *rest = path.relative_to(ROOT).parts
+    if top == "services":
+        return {"bus", "cdn_daemon", f"services.{rest[0]}" if len(rest) > 1 else "services"}
+    return ALLOWED[top]
+
+
+@pytest.mark.parametrize("path", files("bus", "cdn_daemon", "services", "cli"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    """No file imports from its own floor's neighbours or from a floor above."""
+    for name in imports(path):
+        if name.split(".")[0] in OURS:
+            assert any(name == ok or name.startswith(ok + ".") for ok in allowed(path)), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "home"), [("zmq", ("bus/",)), ("psutil", ("cdn_daemon/vitals.py", "cdn_daemon/warden/"))]
+)
+def test_a_library_has_one_home(module: str, home: tuple[str, ...]) -> None:
+    """ZeroMQ is imported by the bus alone, psutil by the vitals and the warden alone."""
+    for path in files("bus", "cdn_daemon", "cli"):
+        if module in (name.split(".")[0] for name in imports(path)):
+            assert str(path.relative_to(ROOT)).startswith(home), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_is_pure(name: str) -> None:
+    """A module that is called pure has no clock, no I/O, no thread, no chance.
+
+    Of os it may have what reads a wait status, of datetime what is not a clock.
+    """
+    path = ROOT / name
+    if not path.exists():
+        pytest.skip(f"{name} is still to come")
+    assert not IMPURE & {module.split(".")[0] for module in imports(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in CLOCKS, f"{name}:{node.lineno} reads the clock"
+            if isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr.startswith("W"), f"{name}:{node.lineno} uses os.{node.attr}"
+
+
+def test_the_standard_library_is_known() -> None:
+    """The lists above name modules that exist."""
+    assert {name for name in IMPURE if name not in {"psutil", "zmq"}} <= sys.stdlib_module_names
