@@ -1,0 +1,184 @@
+"""The warden on the bus: publishes the process table, takes orders and answers them.
+
+Losing the bus or ATLAS is never an outage: what cannot be sent is dropped, and
+nothing here waits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from bus.commands import AgentLink
+from bus.endpoints import RunDir
+from bus.messages import (
+    Accepted,
+    Command,
+    Hello,
+    NodeCommand,
+    NodeStatus,
+    Outcome,
+    OutcomeKind,
+    ProcessRow,
+    RestartProcess,
+    SignalProcess,
+    StartProcess,
+    StopProcess,
+)
+from bus.publisher import Publisher
+from cdn_daemon.warden.orders import Act, Ended, Goal, Memory, Order, Wait, next_move
+from cdn_daemon.warden.program import Program
+
+_GOALS = {
+    StartProcess: (Goal.UP,),
+    StopProcess: (Goal.DOWN,),
+    RestartProcess: (Goal.DOWN, Goal.UP),
+}
+
+
+def next_incarnation(state: Path) -> int:
+    """Count supervisord's starts in its run directory; 1 is the first."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    counter = state / "incarnation"
+    before = 0
+    with suppress(OSError, ValueError):  # there is none yet, or it was cut short: counting begins anew
+        before = int(counter.read_text())
+    fresh = state / "incarnation.new"
+    fresh.write_text(f"{before + 1}\n")
+    fresh.replace(counter)
+    return before + 1
+
+
+class Node:
+    """This host's warden on the bus. Make it after daemonising: ZeroMQ's thread does not survive a fork."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        host: str,
+        act: Callable[[str, Goal, str], str | None],
+        signal: Callable[[str, int], str | None],
+    ) -> None:
+        """act brings a program up or down for somebody; signal sends it one. Both answer None, or why not."""
+        self._host = host
+        self._act = act
+        self._signal = signal
+        self.incarnation = next_incarnation(run_dir.state("warden"))
+        self._seq = 0
+        self._publisher = Publisher(run_dir.telemetry)
+        self._link = AgentLink(run_dir.agents)
+        self._orders: dict[str, Order] = {}
+        self._memory = Memory()
+        self.fd = self._link.fileno()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether orders are under way."""
+        return bool(self._orders)
+
+    def close(self) -> None:
+        """Leave the bus; what was just sent gets a moment to go."""
+        self._publisher.close(linger_s=0.2)
+        self._link.close(linger_s=0.2)
+
+    def status(self, rows: tuple[ProcessRow, ...], counts: Mapping[str, int], last_error: str) -> NodeStatus:
+        """The table as of now, with the next seq."""
+        self._seq += 1
+        return NodeStatus(
+            host=self._host,
+            incarnation=self.incarnation,
+            seq=self._seq,
+            pid=os.getpid(),
+            time_s=time.time(),
+            monotonic_s=time.monotonic(),
+            processes=rows,
+            counts={**counts, **{f"frames_{cause}": many for cause, many in self._link.dropped.items()}},
+            last_error=last_error,
+        )
+
+    def publish(self, status: NodeStatus) -> None:
+        """Send the table; FrameError if it is too large for a frame."""
+        self._publisher.publish(status)
+
+    def greet(self) -> None:
+        """Say who is here; ATLAS may be a new one."""
+        self._link.send(
+            Hello(target=self._host, role="warden", host=self._host, incarnation=self.incarnation, pid=os.getpid())
+        )
+
+    def receive(self, programs: Mapping[str, Program], is_up: bool, now_s: float) -> None:
+        """Take the orders that have come."""
+        for command in self._link.receive():
+            if self._memory.knows(command.id):
+                self._answer(command.id, self._memory.outcome(command.id))
+                continue
+            self._memory.begin(command.id)
+            refusal = self._refusal(command, programs, is_up)
+            if refusal:
+                self._end(command.id, Ended(OutcomeKind.REJECTED, refusal))
+                continue
+            self._answer(command.id, None)
+            assert isinstance(command.body, NodeCommand)
+            if isinstance(command.body, SignalProcess):
+                problem = self._signal(command.body.name, command.body.signal)
+                self._end(command.id, Ended(OutcomeKind.FAILED, problem) if problem else Ended(OutcomeKind.DONE))
+                continue
+            self._orders[command.id] = Order(
+                id=command.id,
+                name=command.body.name,
+                asked_by=command.asked_by,
+                goals=_GOALS[type(command.body)],
+                deadline_s=now_s + command.timeout_s,
+            )
+        self.advance(programs, now_s)
+
+    def _refusal(self, command: Command, programs: Mapping[str, Program], is_up: bool) -> str:
+        if command.target != self._host:
+            return f"this is {self._host}, the command is for {command.target}"
+        if command.incarnation is not None and command.incarnation != self.incarnation:
+            return f"{self._host} is #{self.incarnation}, the command is for #{command.incarnation}"
+        if not isinstance(command.body, NodeCommand):
+            return (
+                f"a warden starts, stops, restarts and signals processes; {type(command.body).__name__} is for a daemon"
+            )
+        if command.body.name not in programs:
+            return f"supervisord has no process {command.body.name}"
+        if not is_up:
+            return "supervisord is shutting down"
+        return ""
+
+    def advance(self, programs: Mapping[str, Program], now_s: float) -> None:
+        """Go on with every order under way; call it when states have changed, and every tick."""
+        for order in list(self._orders.values()):
+            self._advance(order, programs, now_s)
+
+    def _advance(self, order: Order, programs: Mapping[str, Program], now_s: float) -> None:
+        while True:
+            program = programs.get(order.name)
+            if program is None:
+                return self._end(order.id, Ended(OutcomeKind.FAILED, f"{order.name} was removed from supervisord"))
+            row = program.row(now_s)
+            match next_move(order, program.state, program.due_s is not None, row.reason, now_s):
+                case Act(goal, next_order):
+                    problem = self._act(order.name, goal, order.asked_by)
+                    if problem:
+                        return self._end(order.id, Ended(OutcomeKind.FAILED, problem))
+                    self._orders[order.id] = order = next_order
+                case Wait():
+                    return None
+                case Ended() as ended:
+                    return self._end(order.id, ended)
+
+    def _end(self, id_: str, ended: Ended) -> None:
+        self._orders.pop(id_, None)
+        self._memory.end(id_, ended)
+        self._answer(id_, ended)
+
+    def _answer(self, id_: str, ended: Ended | None) -> None:
+        if ended is None:
+            self._link.send(Accepted(id=id_, incarnation=self.incarnation))
+        else:
+            self._link.send(Outcome(id=id_, kind=ended.kind, reason=ended.reason, incarnation=self.incarnation))

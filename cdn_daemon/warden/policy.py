@@ -1,0 +1,153 @@
+"""When a process that ended is started again. Pure: values and now_s in, a decision out.
+
+The same rules before and after readiness:
+
+- the first restart is at once; from the second failure on, each waits twice as long as the one before;
+- at most ``budget`` starts in ``window_s``; the next one would be one too many, so the process is quarantined;
+- a process that was ready for ``healthy_s`` starts with a clean slate;
+- an end that was asked for (exit 75) is no failure, but its starts count too.
+
+Who kills, spawns and shows states is warden.py and reach.py. now_s is monotonic.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+
+EX_TEMPFAIL = 75
+"""sysexits.h: "try again later"; by our contract: restart me."""
+
+EX_CONFIG = 78
+"""sysexits.h: configuration error; starting again would not help."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often a program may be started."""
+
+    budget: int = 5
+    """Starts allowed in window_s."""
+    window_s: float = 60.0
+    healthy_s: float = 60.0
+    """After so long ready, earlier failures are forgiven."""
+    first_wait_s: float = 0.5
+    """Wait after the second failure in a row."""
+    longest_wait_s: float = 30.0
+    jitter: float = 0.2
+    """Waits differ from the doubled ones by up to this fraction, so that a fleet does not restart in step."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the policy remembers of a program."""
+
+    starts_s: tuple[float, ...] = ()
+    """When it was started, oldest first; only those that may still count."""
+    failures: int = 0
+    """Failures in a row since it was last healthy."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one incarnation ended."""
+
+    wait_status: int | None
+    """Raw status of waitpid(2); None if it could not be spawned at all."""
+    ready_for_s: float | None = None
+    """How long it had been ready; None if it never was."""
+    expected: bool = False
+    """supervisord.conf says that this exit code is a normal end (``exitcodes``, ``autorestart``)."""
+    cause: str = ""
+    """Why, where the status does not tell: the verdict that had it killed, the error of the spawn, its last words."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Start it again in after_s; 0.0 is at once."""
+
+    after_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class StayDown:
+    """It ended as it should; leave it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Starting it again does not help; leave it down until an operator says otherwise."""
+
+    reason: str
+
+
+Decision = Restart | StayDown | Quarantine
+
+
+def started(history: History, now_s: float, limits: Limits) -> History:
+    """Record a start."""
+    return replace(history, starts_s=(*_recent(history, now_s, limits), now_s))
+
+
+def ended(history: History, ending: Ending, now_s: float, limits: Limits, luck: float) -> tuple[History, Decision]:
+    """Decide what follows an end. luck is uniform in [0, 1): where in its jitter the wait falls."""
+    what = describe(ending)
+    if ending.expected:
+        return History(), StayDown(what)
+    if ending.ready_for_s is not None and ending.ready_for_s >= limits.healthy_s:
+        history = History()
+    recent = _recent(history, now_s, limits)
+    asked_for = _exit_code(ending.wait_status) == EX_TEMPFAIL
+    failures = history.failures + (0 if asked_for else 1)
+    history = History(starts_s=recent, failures=failures)
+    in_window = f"{len(recent)} start{'' if len(recent) == 1 else 's'} in {limits.window_s:g} s"
+    if len(recent) >= limits.budget:
+        if asked_for and ending.ready_for_s is not None:
+            # It served in between and was restarted on purpose: held back, but not given up.
+            after_s = recent[-limits.budget] + limits.window_s - now_s
+            return history, Restart(after_s, f"backing off: {what}, {in_window}")
+        return history, Quarantine(f"quarantined: {in_window}, last: {what}")
+    if asked_for or failures <= 1:
+        return history, Restart(0.0, what)
+    doubled_s = limits.first_wait_s * 2.0 ** min(failures - 2, 60)
+    after_s = min(doubled_s, limits.longest_wait_s) * (1.0 + limits.jitter * (2.0 * luck - 1.0))
+    return history, Restart(after_s, f"backing off: {what}, {in_window}")
+
+
+def describe(ending: Ending) -> str:
+    """How it ended, in a few words: ``exit 3``, ``killed by SIGKILL``, ``configuration error (78): no such port``."""
+    status = ending.wait_status
+    if status is None:
+        return f"cannot spawn: {ending.cause or 'unknown error'}"
+    code = _exit_code(status)
+    if code is None:
+        words = f"killed by {_signal_name(os.WTERMSIG(status))}"
+        words += " (core dumped)" if os.WCOREDUMP(status) else ""
+    elif code == EX_CONFIG:
+        words = f"configuration error ({EX_CONFIG})"
+    elif code == EX_TEMPFAIL:
+        words = f"asked to be restarted (exit {EX_TEMPFAIL})"
+    else:
+        words = f"exit {code}"
+    return f"{words}: {ending.cause}" if ending.cause else words
+
+
+def _recent(history: History, now_s: float, limits: Limits) -> tuple[float, ...]:
+    return tuple(start_s for start_s in history.starts_s if now_s - start_s < limits.window_s)
+
+
+def _exit_code(wait_status: int | None) -> int | None:
+    if wait_status is None or not os.WIFEXITED(wait_status):
+        return None
+    return os.WEXITSTATUS(wait_status)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # real-time signals between SIGRTMIN and SIGRTMAX have no names

@@ -1,0 +1,373 @@
+"""The one file that reaches into supervisor's objects. Written against 4.2 and 4.3; others are refused at load.
+
+supervisor stays as it is on disk; what is bent is bent on the objects of this
+one supervisord:
+
+- each process object gets a class of ours in front of its own (adopt), which asks a Keeper before every
+  transition and tells it of every state, spawn and end;
+- ``supervisor.stopProcess``, while waiting, no longer makes the loop spin (calm_waiting_stops);
+- whoever waits for an answer is asked again at once after a state has changed (hurry_answers);
+- at the end of a run, before supervisord closes descriptors by number, we are told (at_end).
+
+Every call into the Keeper is the Keeper's to guard: it never raises.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from supervisor import events
+from supervisor.datatypes import Automatic, RestartUnconditionally
+from supervisor.options import VERSION, make_namespec
+from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
+
+from bus.messages import ProcessState
+
+SUPPORTED = ((4, 2), (4, 3))
+
+Process = Any
+"""A supervisor.process.Subprocess."""
+
+Supervisord = Any
+"""A supervisor.supervisord.Supervisor."""
+
+
+class UnsupportedVersion(Exception):
+    """supervisor is of a version that this was not written against."""
+
+
+class Step(Enum):
+    """What a process object does in one turn of the loop."""
+
+    STOCK = "as supervisor would"
+    SPAWN = "spawn now"
+    WAIT = "nothing"
+
+
+class Keeper(Protocol):
+    """Who decides for the adopted processes; no method raises."""
+
+    def next_step(self, process: Process) -> Step:
+        """What the process does this turn."""
+
+    def may_spawn(self, process: Process) -> bool:
+        """Whether a spawn may happen now; if not it is STARTING without a pid until next_step says SPAWN."""
+
+    def spawned(self, process: Process) -> None:
+        """A spawn was tried; without pid it has failed, and spawnerr says why."""
+
+    def child_environment(self, process: Process) -> Mapping[str, str]:
+        """What the child's environment has beside supervisor's."""
+
+    def ending(self, process: Process) -> bool:
+        """It has ended and supervisor is about to learn of it; whether it ever was ready."""
+
+    def finished(self, process: Process, pid: int, wait_status: int) -> None:
+        """It has ended and supervisor has put it into the state that it thinks right."""
+
+    def changed(self, process: Process, old: ProcessState, new: ProcessState) -> None:
+        """It is in another state."""
+
+
+class _Warded:
+    """Stands before supervisor's own class; see adopt."""
+
+    keeper: Keeper
+    state: int
+    pid: int
+    config: Any
+    _environment: Mapping[str, str]
+    _ends_unready = False
+
+    def transition(self) -> None:
+        if self.state == ProcessStates.RUNNING:
+            return  # stock does nothing here but repair its clock, at 200 programs a third of the turn
+        step = self.keeper.next_step(self)
+        if step is Step.STOCK:
+            super().transition()  # type: ignore[misc]
+        elif step is Step.SPAWN:
+            if self.state == ProcessStates.STARTING:  # was held back: STARTING without a process
+                self.state = ProcessStates.STOPPED
+            self._spawn()
+
+    def spawn(self) -> int | None:
+        """supervisor's own entry, also taken by an operator's start."""
+        if self.keeper.may_spawn(self):
+            return self._spawn()
+        self.spawnerr = None
+        self.laststart = time.time()
+        self.change_state(ProcessStates.STARTING)
+        return None
+
+    def _spawn(self) -> int | None:
+        # Before the fork: an error in the child would return into a second supervisord.
+        self._environment = self.keeper.child_environment(self)
+        pid: int | None = super().spawn()  # type: ignore[misc]
+        self.keeper.spawned(self)
+        return pid
+
+    def _spawn_as_child(self, filename: str, argv: list[str]) -> None:
+        os.environ.update(self._environment)
+        super()._spawn_as_child(filename, argv)  # type: ignore[misc]
+
+    def finish(self, pid: int, sts: int) -> None:
+        # Stock finish takes a process that ends in STARTING through RUNNING; one that never was ready must not.
+        self._ends_unready = not self.keeper.ending(self) and self.state == ProcessStates.STARTING
+        try:
+            super().finish(pid, sts)  # type: ignore[misc]
+        finally:
+            self._ends_unready = False
+        self.keeper.finished(self, pid, sts)
+
+    def kill(self, sig: int) -> str | None:
+        if self.state == ProcessStates.STARTING and not self.pid:
+            self.change_state(ProcessStates.STOPPED)
+            return None
+        answer: str | None = super().kill(sig)  # type: ignore[misc]
+        return answer
+
+    def change_state(self, new_state: int, expected: bool = True) -> bool:
+        old_state = self.state
+        if self._ends_unready and new_state == ProcessStates.RUNNING:
+            self.state = new_state
+            return True
+        changed: bool = super().change_state(new_state, expected)  # type: ignore[misc]
+        if changed is not False:
+            self.keeper.changed(self, _WORDS[old_state], _WORDS[new_state])
+        return changed
+
+
+_WORDS = {getattr(ProcessStates, word): ProcessState(word) for word in vars(ProcessStates) if not word.startswith("_")}
+
+_classes: dict[type, type] = {}
+
+
+def check_version(version: str = VERSION) -> None:
+    """UnsupportedVersion unless this file was written against that version of supervisor."""
+    found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if found not in SUPPORTED:
+        known = " and ".join(".".join(map(str, each)) for each in SUPPORTED)
+        raise UnsupportedVersion(
+            f"cannot load the warden into supervisor {version}: it knows {known}; install one of these"
+        )
+
+
+def adopt(process: Process, keeper: Keeper) -> None:
+    """Have keeper decide for that process object from now on."""
+    own = type(process)
+    if issubclass(own, _Warded):
+        return
+    if own not in _classes:
+        _classes[own] = type(f"Warded{own.__name__}", (_Warded, own), {})
+    process.keeper = keeper
+    process.__class__ = _classes[own]
+
+
+# -- looking ---------------------------------------------------------------------------------------------
+
+
+def processes(supervisord: Supervisord) -> Iterator[Process]:
+    """Every process object there is now."""
+    for group in supervisord.process_groups.values():
+        yield from group.processes.values()
+
+
+def group_processes(supervisord: Supervisord, group: str) -> list[Process]:
+    """The process objects of one group."""
+    return list(supervisord.process_groups[group].processes.values())
+
+
+def full_name(process: Process) -> str:
+    """supervisor's name of it: ``program``, or ``group:process`` where they differ."""
+    group = process.group.config.name if process.group is not None else process.config.name
+    return str(make_namespec(group, process.config.name))
+
+
+def state(process: Process) -> ProcessState:
+    """The state it is in."""
+    return _WORDS.get(process.state, ProcessState.UNKNOWN)
+
+
+def is_stopped(process: Process) -> bool:
+    """Whether it is in one of the states that need nothing done before supervisord may end."""
+    return process.state in STOPPED_STATES
+
+
+def is_up(supervisord: Supervisord) -> bool:
+    """Whether supervisord is neither ending nor reloading."""
+    return bool(supervisord.options.mood > SupervisorStates.RESTARTING)
+
+
+def ended_as_expected(process: Process, exit_code: int | None) -> bool:
+    """Whether supervisord.conf has it stay down after that exit (None: by a signal), once it was running."""
+    autorestart = process.config.autorestart
+    if not autorestart:
+        return True
+    return autorestart is not RestartUnconditionally and exit_code in process.config.exitcodes
+
+
+def stop_wait_s(process: Process) -> float:
+    """How long it may take to end once it is told to."""
+    return float(process.config.stopwaitsecs)
+
+
+def wants_first_start(process: Process) -> bool:
+    """Whether supervisord.conf has it started by itself, and it has not been yet."""
+    return bool(process.config.autostart and not process.laststart)
+
+
+def log_path(process: Process) -> str | None:
+    """The file that holds its output, if there is one."""
+    path = process.config.stdout_logfile
+    return str(path) if path and path is not Automatic else None
+
+
+def run_dir_settings(supervisord: Supervisord) -> tuple[str | None, str | None]:
+    """CDN_RUN_DIR by the environment or supervisord.conf, and the path of supervisord's Unix socket."""
+    options = supervisord.options
+    environment = getattr(options.configroot.supervisord, "environment", None) or {}
+    configured = os.environ.get("CDN_RUN_DIR") or environment.get("CDN_RUN_DIR")
+    for config in options.server_configs:
+        if "file" in config:
+            return configured, config["file"]
+    return configured, None
+
+
+def conf_file(supervisord: Supervisord) -> tuple[Path | None, Mapping[str, str]]:
+    """supervisord.conf, and what ``%(ENV_…)s`` in it means."""
+    options = supervisord.options
+    path = options.configfile if isinstance(options.configfile, str) else None
+    return (Path(path).absolute() if path else None), dict(options.environ_expansions)
+
+
+# -- doing -----------------------------------------------------------------------------------------------
+
+
+def set_running(process: Process) -> None:
+    """STARTING → RUNNING, as it is ready."""
+    process.delay = 0
+    process.backoff = 0
+    process.change_state(ProcessStates.RUNNING)
+    process.config.options.logger.info(f"success: {process.config.name} entered RUNNING state, it says READY=1")
+
+
+def set_backoff(process: Process, reason: str, after_s: float) -> None:
+    """Show it as BACKOFF with that reason; the Keeper says when it is over."""
+    process.spawnerr = reason
+    if process.state != ProcessStates.BACKOFF:
+        process.change_state(ProcessStates.BACKOFF)
+    process.backoff = 0  # stock gives up by counting here; the policy has its own
+    process.delay = time.time() + after_s
+
+
+def set_fatal(process: Process, reason: str) -> None:
+    """Show it as FATAL with that reason; it stays down."""
+    process.spawnerr = reason
+    process.system_stop = True
+    process.delay = 0
+    process.backoff = 0
+    process.change_state(ProcessStates.FATAL)
+
+
+def set_exited(process: Process) -> None:
+    """BACKOFF → EXITED: stock thought that it ended too soon, the policy that it is to stay down or start at once."""
+    process.delay = 0
+    process.backoff = 0
+    if process.state != ProcessStates.EXITED:
+        process.change_state(ProcessStates.EXITED)
+
+
+def start(process: Process) -> None:
+    """Start it, as an operator's ``supervisorctl start`` does."""
+    process.spawn()
+
+
+def stop(process: Process) -> str | None:
+    """Tell it to end, as an operator's ``supervisorctl stop`` does; a text if that was not possible."""
+    answer: str | None = process.stop()
+    return answer
+
+
+def send_signal(process: Process, number: int) -> str | None:
+    """Send it a signal that is not meant to end it; a text if that was not possible."""
+    answer: str | None = process.signal(number)
+    return answer
+
+
+def subscribe(kind: str, callback: Callable[[Any], None]) -> None:
+    """Call back at ``SupervisorRunningEvent`` and the like."""
+    events.subscribe(getattr(events, kind), callback)
+
+
+def socket_map(supervisord: Supervisord) -> dict[int, Any]:
+    """What supervisord's loop listens to."""
+    listening: dict[int, Any] = supervisord.options.get_socket_map()
+    return listening
+
+
+def forget_fd(supervisord: Supervisord, fd: int) -> None:
+    """Take a descriptor out of the loop, before it is closed."""
+    socket_map(supervisord).pop(fd, None)
+    try:
+        supervisord.options.poller.unregister_readable(fd)
+    except (KeyError, ValueError):
+        return  # it was never listened to
+
+
+def at_end(supervisord: Supervisord, callback: Callable[[], None]) -> None:
+    """Call back when this run of supervisord is over, also before a reload.
+
+    A reload closes descriptors 5 to 1023 by number; under a living ZeroMQ
+    context that is an abort(3) of supervisord.
+    """
+    poller = supervisord.options.poller
+    close = poller.close
+
+    def close_after_us() -> None:
+        callback()
+        close()
+
+    poller.close = close_after_us
+
+
+def calm_waiting_stops(supervisord: Supervisord) -> None:
+    """Make a waiting ``stopProcess`` ask 50 times a second, not as fast as the loop can turn.
+
+    Its answer's delay is 0, which makes the connection writable for ever: 100 %
+    of a core for as long as the process takes to end.
+    """
+    for _, server in supervisord.options.httpservers:
+        for handler in server.handlers:
+            interface = getattr(getattr(handler, "rpcinterface", None), "supervisor", None)
+            if interface is None:  # also an authenticating handler hides it one deeper
+                interface = getattr(
+                    getattr(getattr(handler, "handler", None), "rpcinterface", None), "supervisor", None
+                )
+            if interface is not None and "stopProcess" not in vars(interface):
+                _calm(interface)
+
+
+def _calm(interface: Any) -> None:
+    stock = interface.stopProcess
+
+    def stopProcess(self: Any, name: str, wait: bool = True) -> Any:
+        answer = stock(name, wait)
+        if getattr(answer, "delay", None) == 0:
+            answer.delay = 0.02
+        return answer
+
+    stopProcess.__doc__ = stock.__doc__
+    interface.stopProcess = types.MethodType(stopProcess, interface)  # its dispatcher takes bound methods only
+
+
+def hurry_answers(supervisord: Supervisord) -> None:
+    """Have every answer that waits asked in the next turn: a state has changed."""
+    for dispatcher in list(socket_map(supervisord).values()):
+        if getattr(dispatcher, "delay", 0):
+            dispatcher.last_writable_check = 0

@@ -1,0 +1,146 @@
+"""Small programs for supervisord to run, and an ATLAS of two sockets to hear and order its warden."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import zmq
+
+from bus.codec import Decoder, encode
+from bus.commands import new_id
+from bus.endpoints import RunDir, host_name
+from bus.messages import (
+    AgentMessage,
+    Command,
+    Hello,
+    NodeCommand,
+    NodeStatus,
+    Outcome,
+    ProcessRow,
+    Telemetry,
+)
+from tests.support import until
+
+NOTIFY = """
+import os, socket, sys, time
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+"""
+
+
+def python(directory: Path, name: str, body: str, *, notifies: bool = False) -> str:
+    """Command line of a Python program with that body; with ``tell(text)``, if it is to notify."""
+    path = directory / f"{name}.py"
+    path.write_text((NOTIFY if notifies else "import os, sys, time\n") + body)
+    return f"{sys.executable} {path}"
+
+
+class FakeAtlas:
+    """ATLAS's two ends of the bus, for one warden."""
+
+    def __init__(self, run_dir: Path) -> None:
+        endpoints = RunDir(run_dir)
+        self._context = zmq.Context()
+        self._telemetry = self._context.socket(zmq.XSUB)
+        self._telemetry.bind(endpoints.telemetry)
+        self._telemetry.send(b"\x01")
+        self._agents = self._context.socket(zmq.ROUTER)
+        self._agents.bind(endpoints.agents)
+        self._decode_agent: Decoder[AgentMessage] = Decoder(AgentMessage)
+        self._decode_telemetry: Decoder[Telemetry] = Decoder(Telemetry)
+        self._warden: bytes | None = None
+        self.said: list[AgentMessage] = []
+        self.statuses: list[NodeStatus] = []
+
+    def listen(self) -> None:
+        """Take all that has come."""
+        while self._telemetry.poll(0):
+            _, frame = self._telemetry.recv_multipart()
+            message = self._decode_telemetry.decode(frame)
+            if isinstance(message, NodeStatus):
+                self.statuses.append(message)
+        while self._agents.poll(0):
+            peer, frame = self._agents.recv_multipart()
+            message_ = self._decode_agent.decode(frame)
+            if isinstance(message_, Hello):
+                self._warden = peer
+            self.said.append(message_)
+
+    def rows(self) -> dict[str, ProcessRow]:
+        """The newest process table."""
+        self.listen()
+        return {row.name: row for row in self.statuses[-1].processes} if self.statuses else {}
+
+    def row(self, name: str, *states: str) -> ProcessRow:
+        """Wait until the table has that program, in one of these states."""
+
+        def found() -> ProcessRow | None:
+            row = self.rows().get(name)
+            return row if row is not None and (not states or row.state in states) else None
+
+        row = until(found, what=f"{name} is {' or '.join(states) or 'there'}", every_s=0.005)
+        assert row is not None
+        return row
+
+    def counts(self) -> dict[str, int]:
+        """The warden's newest counters."""
+        self.listen()
+        return self.statuses[-1].counts if self.statuses else {}
+
+    def hello(self) -> Hello:
+        """Wait until the warden has said who it is."""
+
+        def first() -> Hello | None:
+            self.listen()
+            return next((each for each in self.said if isinstance(each, Hello)), None)
+
+        hello = until(first, what="hello")
+        assert hello is not None
+        return hello
+
+    def send(self, body: NodeCommand, *, timeout_s: float = 30.0, id_: str = "", incarnation: int | None = None) -> str:
+        """Order the warden; the id."""
+        self.hello()
+        assert self._warden is not None
+        command = Command(
+            id=id_ or new_id(),
+            target=host_name(),
+            incarnation=incarnation,
+            timeout_s=timeout_s,
+            asked_by="tester",
+            body=body,
+        )
+        self._agents.send_multipart([self._warden, encode(command)])
+        return command.id
+
+    def outcome(self, id_: str, *, count: int = 1) -> Outcome:
+        """Wait for the outcome of that command; with count, for its count-th copy."""
+
+        def found() -> Outcome | None:
+            self.listen()
+            all_ = [each for each in self.said if isinstance(each, Outcome) and each.id == id_]
+            return all_[count - 1] if len(all_) >= count else None
+
+        outcome = until(found, what=f"outcome of {id_}")
+        assert outcome is not None
+        return outcome
+
+    def close(self) -> None:
+        """Leave."""
+        self._telemetry.close(linger=0)
+        self._agents.close(linger=0)
+        self._context.term()
+
+
+@contextmanager
+def fake_atlas(run_dir: Path) -> Iterator[FakeAtlas]:
+    """A FakeAtlas for the length of a with."""
+    atlas = FakeAtlas(run_dir)
+    try:
+        yield atlas
+    finally:
+        atlas.close()
