@@ -33,7 +33,8 @@ class _Record:
     check: Check
     due_s: float | None = None
     started_s: float | None = None
-    timed_out: bool = False
+    timed_out_s: float | None = None
+    """When it last counted as failed for taking too long."""
     failures: int = 0
     passed: bool = False
     reason: str = ""
@@ -63,14 +64,14 @@ class HealthMonitor:
         """The check runs."""
         record = self._records[name]
         record.started_s = now_s
-        record.timed_out = False
+        record.timed_out_s = None
         record.due_s = now_s + record.check.every_s
 
     def finished(self, name: str, failure: str | None) -> None:
         """The check ended; failure is the reason if it failed. A result after the time-out only ends the waiting."""
         record = self._records[name]
         record.started_s = None
-        if record.timed_out:
+        if record.timed_out_s is not None:
             return
         if failure is None:
             record.failures, record.passed, record.reason = 0, True, ""
@@ -78,19 +79,26 @@ class HealthMonitor:
             self._fail(record, failure)
 
     def tick(self, now_s: float) -> None:
-        """Fail the checks that have taken too long."""
+        """Fail the checks that have taken too long, and once more for every period that they go on."""
         for record in self._records.values():
-            if record.started_s is None or record.timed_out:
+            if record.started_s is None:
                 continue
-            if now_s - record.started_s >= record.check.timeout_s:
-                record.timed_out = True
-                self._fail(record, f"no answer within {record.check.timeout_s:g} s")
+            check = record.check
+            if record.timed_out_s is None:
+                late = now_s - record.started_s >= check.timeout_s
+            else:
+                late = now_s - record.timed_out_s >= check.every_s
+            if late:
+                record.timed_out_s = now_s
+                self._fail(record, f"no answer within {check.timeout_s:g} s")
 
     def restart_windows(self, now_s: float) -> None:
         """The observer itself was away: what ran meanwhile gets its full time again."""
         for record in self._records.values():
             if record.started_s is not None:
                 record.started_s = now_s
+            if record.timed_out_s is not None:
+                record.timed_out_s = now_s
 
     @staticmethod
     def _fail(record: _Record, reason: str) -> None:
@@ -100,7 +108,7 @@ class HealthMonitor:
     def running(self) -> bool:
         """Whether a check is under way that has not yet timed out, or one is still to be started."""
         return any(
-            (record.started_s is not None and not record.timed_out) or record.due_s is None
+            (record.started_s is not None and record.timed_out_s is None) or record.due_s is None
             for record in self._records.values()
         )
 

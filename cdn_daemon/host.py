@@ -198,7 +198,8 @@ class _Host:
         self._daemon.ended.wait(LAST_REPORT_S)
         with suppress(FileNotFoundError):
             os.unlink(self._stacks.name)
-        return self._daemon.lifecycle.exit_code or ExitCode.BUG
+        code = self._daemon.lifecycle.exit_code
+        return ExitCode.BUG if code is None else code
 
     def fail(self) -> ExitCode:
         """The server raised: say so, and end as a bug."""

@@ -111,6 +111,7 @@ class OodaLoop(Generic[Observation, Picture, Decision]):
         """State of the loop, so that a subclass's __init__ need not call this class's."""
         loop = super().__new__(cls)
         loop.cycles = deque(maxlen=CYCLES_KEPT)
+        loop.actions = deque(maxlen=CYCLES_KEPT)
         loop._pictures = deque(maxlen=BASELINE_CYCLES)
         loop._next_s = None
         loop._observation = loop._picture = None
@@ -121,6 +122,9 @@ class OodaLoop(Generic[Observation, Picture, Decision]):
         return loop
 
     cycles: deque[Cycle]
+    """The last ones, whatever they decided."""
+    actions: deque[Cycle]
+    """The last ones that acted; they outlive the uneventful."""
     _pictures: deque[Picture]
     _next_s: float | None
     _observation: Observation | None
@@ -178,6 +182,7 @@ class OodaLoop(Generic[Observation, Picture, Decision]):
                 cycle.effect = Effect(before=self._baseline(decision))
                 self._working = (decision, cycle, False)
                 self._phase = OodaPhase.ACT
+                self.actions.append(cycle)
         self.cycles.append(cycle)
         return Work(f"act {decision}", lambda: self.act(decision)) if cycle.acted and decision is not None else None
 

@@ -56,6 +56,8 @@ class OodaView(msgspec.Struct, kw_only=True):
     kept: int
     undone: int
     failed: int
+    actions: list[Cycle]
+    """The cycles that changed something, with the effect it had; newest last."""
     cycles: list[Cycle]
     """Newest last."""
 
@@ -133,6 +135,7 @@ class ServiceApp:
             kept=loop.kept,
             undone=loop.undone,
             failed=loop.failed,
+            actions=list(loop.actions),
             cycles=list(loop.cycles),
         )
         await _answer(scope, send, 200, msgspec.json.encode(view, enc_hook=repr))

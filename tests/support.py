@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +68,14 @@ def environment(run_dir: Path, **more: str) -> dict[str, str]:
     """This process's environment, for a fleet in run_dir: no CDN_* of the outside reaches it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("CDN_", "SUPERVISOR_", "NOTIFY_"))}
     return clean | {"CDN_RUN_DIR": str(run_dir), "PYTHONPATH": str(ROOT)} | more
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives; one that only waits to be reaped does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def kill_tree(pid: int) -> None:
@@ -204,6 +215,66 @@ class Supervisord:
 
     def __enter__(self) -> Supervisord:
         return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class ServiceProcess:
+    """A service run by hand: its own process, its own log, no supervisord unless the test pretends one."""
+
+    def __init__(self, run_dir: Path, *command: str, name: str = "service", **env: str) -> None:
+        self.log_path = run_dir / f"{name}.{time.monotonic_ns()}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env=environment(run_dir, **({"CDN_PORT": "0"} | env)),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def url(self) -> str:
+        """Base URL of its server, once it serves."""
+
+        def listening() -> str | None:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()}"
+            found = re.search(r"listens on 127\.0\.0\.1 port (\d+)\n(?s:.*)serving\n", self.log())
+            return f"http://127.0.0.1:{found[1]}" if found else None
+
+        return until(listening, what=f"{self.log_path.name} serves") or ""
+
+    def get(self, path: str, *, timeout_s: float = 30.0, data: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body of one request; connection errors are raised."""
+        request = urllib.request.Request(self.url() + path, data=data)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self.process.wait(timeout=60)
+
+    def stop(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            kill_tree(self.process.pid)
+        self.process.wait()
+
+    def __enter__(self) -> ServiceProcess:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -1,0 +1,94 @@
+"""One copy: who may be an instance, and how its starts are counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bus.endpoints import RunDir
+from cdn_daemon.claim import Record, next_record
+from tests.support import ROOT, ServiceProcess, environment, is_running, kill_tree, until
+
+TINY = ("-m", "tests.cdn_daemon.tiny")
+
+
+@pytest.mark.parametrize(
+    ("last", "supervisor", "incarnation", "restarts"),
+    [
+        (Record(), "", 1, 0),
+        (Record(incarnation=5, supervisor="", first=5), "", 6, 0),
+        (Record(), "9@1.0", 1, 0),
+        (Record(incarnation=5, supervisor="9@1.0", first=3), "9@1.0", 6, 3),
+        (Record(incarnation=5, supervisor="9@1.0", first=3), "9@2.0", 6, 0),
+        (Record(incarnation=5, supervisor="9@1.0", first=3), "", 6, 0),
+    ],
+)
+def test_next_record(last: Record, supervisor: str, incarnation: int, restarts: int) -> None:
+    """Incarnations never repeat; restarts count within one run of one supervisor."""
+    record = next_record(last, pid=1, parent=2, supervisor=supervisor)
+    assert (record.incarnation, record.incarnation - record.first) == (incarnation, restarts)
+
+
+def orphan(run_path: Path) -> int:
+    """Pid of a tiny service whose parent, like a killed supervisord, has gone."""
+    log = run_path / "orphan.log"
+    spawner = (
+        "import subprocess, sys; log = open(sys.argv[1], 'w');"
+        "child = subprocess.Popen([sys.executable, *sys.argv[2:]], stderr=log, stdout=log);"
+        "print(child.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", spawner, str(log), *TINY],
+        env=environment(run_path, CDN_PORT="0"),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        until(lambda: "serving" in log.read_text())
+        parent.kill()
+    return pid
+
+
+def test_an_orphan_is_replaced(run_path: Path) -> None:
+    """The default: the orphan is drained, then the new process serves; never both."""
+    old = orphan(run_path)
+    with ServiceProcess(run_path, *TINY) as new:
+        assert new.get("/") == (200, b"hello")
+        assert not is_running(old)
+        assert f"replacing orphan pid {old} of tiny: asked it to drain" in new.log()
+        assert "draining" in (run_path / "orphan.log").read_text()
+
+
+def test_an_orphan_is_adopted(run_path: Path) -> None:
+    """CDN_ORPHANS=adopt: the new process stands by for as long as the orphan lives, and can be ended meanwhile."""
+    old = orphan(run_path)
+    try:
+        with ServiceProcess(run_path, *TINY, CDN_ORPHANS="adopt") as idle:
+            until(lambda: f"standing by: orphan pid {old} is tiny" in idle.log())
+            os.kill(idle.pid, signal.SIGTERM)
+            assert idle.wait() == -signal.SIGTERM
+        with ServiceProcess(run_path, *TINY, CDN_ORPHANS="adopt") as new:
+            until(lambda: "standing by" in new.log())
+            assert is_running(old)
+            os.kill(old, signal.SIGKILL)
+            assert new.get("/") == (200, b"hello")
+    finally:
+        kill_tree(old)
+
+
+def test_the_lock_goes_with_its_holder(run_path: Path, run_dir: RunDir) -> None:
+    """SIGKILL leaves nothing that hinders the next."""
+    with ServiceProcess(run_path, *TINY) as first:
+        first.url()
+        first.process.kill()
+        first.wait()
+    assert run_dir.lock("tiny").exists()
+    with ServiceProcess(run_path, *TINY) as second:
+        assert second.get("/")[0] == 200

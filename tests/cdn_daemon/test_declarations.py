@@ -1,0 +1,77 @@
+"""Wrong declarations fail when declared, wrong settings when read, and each says what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus.messages import OodaMode
+from cdn_daemon import DeclarationError, Service
+from cdn_daemon.settings import SettingError, read_settings
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Never called."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"name": "a/b"}, "cannot name a service 'a/b'"),
+        ({"name": ""}, "cannot name a service ''"),
+        ({"app": None}, "app must be an ASGI application"),
+        ({"port": 70000}, "port 70000 for web: it must be 0 to 65535"),
+        ({"drain_s": 0}, "drain web for 0 s"),
+    ],
+)
+def test_wrong_services(arguments: dict[str, Any], text: str) -> None:
+    """The field, its value and the limit."""
+    with pytest.raises(DeclarationError, match=text):
+        Service(**{"name": "web", "app": app, "port": 1, **arguments})
+
+
+def test_wrong_checks() -> None:
+    """Periods that cannot be, and a name declared twice."""
+    service = Service("web", app=app, port=0)
+    with pytest.raises(DeclarationError, match=r"every_s=0 and timeout_s=1.0 must be over 0"):
+        service.check(every_s=0)(lambda: None)
+
+    @service.check()
+    def fine() -> None:
+        """Passes."""
+
+    with pytest.raises(DeclarationError, match="check fine of web twice"):
+        service.check()(fine)
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"CDN_PORT": "http"}, "CDN_PORT=http: it must be a number from 0 to 65535"),
+        ({"CDN_PORT": "70000"}, "CDN_PORT=70000"),
+        ({"CDN_PORT": "80.5"}, r"CDN_PORT=80\.5"),
+        ({"CDN_PORT": "nan"}, "CDN_PORT=nan"),
+        ({"CDN_DRAIN_S": "-1"}, "CDN_DRAIN_S=-1: it must be a number from 0.1 to 3600"),
+        ({"CDN_OODA": "maybe"}, "CDN_OODA=maybe: it must be one of off, shadow, on"),
+        ({"CDN_HOST": "localhost"}, "CDN_HOST=localhost: it must be an IP address"),
+        ({"CDN_HOST": "0.0.0.0"}, "no loopback address.*CDN_ALLOW_PUBLIC=yes"),
+        ({"CDN_ALLOW_PUBLIC": "perhaps"}, "CDN_ALLOW_PUBLIC=perhaps: it must be yes or no"),
+        ({"CDN_ORPHANS": "kill"}, "CDN_ORPHANS=kill: it must be one of replace, adopt"),
+    ],
+)
+def test_wrong_settings(environ: dict[str, str], text: str) -> None:
+    """The variable, its value and what it may be."""
+    with pytest.raises(SettingError, match=text):
+        read_settings(Service("web", app=app, port=0), environ)
+
+
+def test_settings_override_declarations() -> None:
+    """The environment has the last word; an empty variable says nothing."""
+    service = Service("web", app=app, port=8080, drain_s=3.0)
+    declared = read_settings(service, {"CDN_PORT": ""})
+    assert (declared.instance, declared.host, declared.port, declared.drain_s) == ("web", "127.0.0.1", 8080, 3.0)
+    environ = {"CDN_PORT": "0", "CDN_INSTANCE": "web-2", "CDN_HOST": "0.0.0.0", "CDN_ALLOW_PUBLIC": "yes"}
+    changed = read_settings(service, environ | {"CDN_OODA": "shadow", "CDN_DRAIN_S": "0.5"})
+    assert (changed.instance, changed.host, changed.port, changed.drain_s) == ("web-2", "0.0.0.0", 0, 0.5)
+    assert changed.ooda_mode is OodaMode.SHADOW

@@ -1,0 +1,237 @@
+"""A service's process, for real: it serves alone, drains, says why it ends, and never lies about its loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from bus.endpoints import RunDir
+from tests.support import ServiceProcess, free_port, until
+
+Spawn = Callable[..., ServiceProcess]
+TINY = ("-m", "tests.cdn_daemon.tiny")
+
+
+@pytest.fixture
+def spawn(run_path: Path, request: pytest.FixtureRequest) -> Spawn:
+    """Starts tiny services in the test's run directory, and ends them afterwards."""
+
+    def start(**env: str) -> ServiceProcess:
+        process = ServiceProcess(run_path, *TINY, **env)
+        request.addfinalizer(process.stop)
+        return process
+
+    return start
+
+
+def ready(tiny: ServiceProcess) -> dict[str, Any]:
+    """Answer of /readyz."""
+    return dict(json.loads(tiny.get("/readyz")[1]))
+
+
+def test_it_stands_alone(spawn: Spawn) -> None:
+    """No supervisord, no ATLAS, no bus: it serves, is ready, healthy and measured."""
+    tiny = spawn()
+    assert tiny.get("/") == (200, b"hello")
+    until(lambda: ready(tiny)["health"] == "healthy")
+    assert ready(tiny) == {"ready": True, "phase": "serving", "health": "healthy", "reasons": []}
+    assert tiny.get("/livez")[0] == 200
+    until(lambda: b'tiny_things_total{service="tiny"' in tiny.get("/metrics")[1])
+    metrics = tiny.get("/metrics")[1].decode()
+    assert "cdn_service_ready{" in metrics
+    assert "# TYPE tiny_things_total counter" in metrics
+
+
+def test_ooda_answers(spawn: Spawn) -> None:
+    """Its loop can be seen and switched by HTTP; nonsense, and other sites' pages, are refused."""
+    tiny = spawn()
+    assert json.loads(tiny.get("/ooda")[1])["mode"] == "on"
+    assert tiny.get("/ooda/mode", data=b'{"mode": "shadow"}') == (200, b'{"mode":"shadow"}')
+    assert json.loads(tiny.get("/ooda")[1])["mode"] == "shadow"
+    for body, status in ((b'{"mode": "maybe"}', 400), (b"{", 400), (b"[" * 900, 400), (b" " * 5000, 413)):
+        got, answer = tiny.get("/ooda/mode", data=body)
+        assert (got, json.loads(answer)["error"]["status"]) == (status, status)
+    assert tiny.get("/ooda/mode")[0] == 405
+
+
+def test_sigterm_drains(spawn: Spawn, run_path: Path) -> None:
+    """What is in flight is answered, nothing more is accepted, and it ends with 0, leaving no stacks."""
+    tiny = spawn()
+    url = tiny.url()
+    answers: list[tuple[int, bytes]] = []
+    thread = Thread(target=lambda: answers.append(tiny.get("/slow?s=2")))
+    thread.start()
+    until(lambda: b'requests_in_flight{service="tiny",instance_id="tiny"} 1' in tiny.get("/metrics")[1])
+    os.kill(tiny.pid, signal.SIGTERM)
+    until(lambda: "draining" in tiny.log())
+    port = int(url.rpartition(":")[2])
+
+    def refused() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) != 0
+
+    until(refused)
+    thread.join()
+    assert answers == [(200, b"slow but done")]
+    assert tiny.wait() == 0
+    assert not list((run_path / "stacks").iterdir())
+
+
+def test_a_drain_ends_at_its_deadline(spawn: Spawn) -> None:
+    """A request that takes for ever does not keep the process."""
+    tiny = spawn(CDN_DRAIN_S="1")
+
+    def ask() -> None:
+        with pytest.raises(Exception):  # noqa: B017 - it is cut off, in whichever way
+            assert tiny.get("/slow?s=3600")[0] == 200
+
+    thread = Thread(target=ask)
+    tiny.url()
+    thread.start()
+    until(lambda: b'in_flight{service="tiny",instance_id="tiny"} 1' in tiny.get("/metrics")[1])
+    os.kill(tiny.pid, signal.SIGTERM)
+    assert tiny.wait() == 0
+    thread.join()
+
+
+def test_a_second_sigterm_ends_it(spawn: Spawn) -> None:
+    """Told twice, it does not wait for what is in flight."""
+    tiny = spawn(CDN_DRAIN_S="3600")
+    with socket.create_connection(("127.0.0.1", int(tiny.url().rpartition(":")[2]))) as client:
+        client.sendall(b"GET /slow?s=3600 HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: b'in_flight{service="tiny",instance_id="tiny"} 1' in tiny.get("/metrics")[1])
+        os.kill(tiny.pid, signal.SIGTERM)
+        until(lambda: "draining" in tiny.log())
+        os.kill(tiny.pid, signal.SIGTERM)
+        assert tiny.wait() == 0
+
+
+def test_websockets_are_told(spawn: Spawn) -> None:
+    """They work, and are closed with 1012, service restart, when it drains."""
+    tiny = spawn()
+    with connect(tiny.url().replace("http", "ws") + "/echo") as client:
+        client.send("hi")
+        assert client.recv() == "hi"
+        os.kill(tiny.pid, signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=30)
+        assert client.close_code == 1012
+    assert tiny.wait() == 0
+
+
+def test_a_port_in_use(spawn: Spawn) -> None:
+    """It ends with 78 and says which port, and what to do."""
+    with socket.create_server(("127.0.0.1", free_port())) as other:
+        port = other.getsockname()[1]
+        tiny = spawn(CDN_PORT=str(port))
+        assert tiny.wait() == 78
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in tiny.log()
+
+
+def test_a_second_copy_refuses(spawn: Spawn) -> None:
+    """The second in the same run directory ends with 78 and names the first, which goes on."""
+    first = spawn()
+    first.url()
+    second = spawn()
+    assert second.wait() == 78
+    assert f"pid {first.pid} already is tiny" in second.log()
+    assert first.get("/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("env", "code", "text"),
+    [
+        ({"CDN_PORT": "http"}, 78, "cannot use CDN_PORT=http"),
+        ({"CDN_RUN_DIR": "/proc/no"}, 78, "cannot use run directory /proc/no"),
+        ({"CDN_RUN_DIR": "/" + "x" * 200}, 78, "the limit is 107"),
+        ({"TINY_BACKGROUND": "raise"}, 70, "background task is broken"),
+        ({"TINY_BACKGROUND": "misconfigured"}, 78, "cannot find the colour: set TINY_COLOUR"),
+        ({"TINY_DAEMON": "dies"}, 70, "the daemon thread died; the process goes with it"),
+    ],
+)
+def test_it_says_why_it_ends(spawn: Spawn, env: dict[str, str], code: int, text: str) -> None:
+    """The exit code tells the supervisor, the log tells the operator."""
+    tiny = spawn(**env)
+    assert tiny.wait() == code
+    assert text in tiny.log()
+
+
+def test_incarnations_count(spawn: Spawn, run_dir: RunDir) -> None:
+    """Each start in a run directory has the next number; a damaged lock file starts anew."""
+    for expected in (1, 2):
+        tiny = spawn()
+        assert tiny.get("/")[0] == 200
+        assert f"tiny #{expected} listens" in tiny.log()
+        tiny.stop()
+    run_dir.lock("tiny").write_bytes(b"\xff{")
+    tiny = spawn()
+    tiny.url()
+    assert "tiny #1 listens" in tiny.log()
+    assert "lock file is damaged" in tiny.log()
+
+
+def test_health_checks_run(spawn: Spawn, run_path: Path) -> None:
+    """One that fails and one that hangs make it unhealthy and unready with the reason; both heal."""
+    tiny = spawn()
+    until(lambda: ready(tiny)["health"] == "healthy")
+    for name, reason in (("ill", "well: RuntimeError: there is a file called ill"), ("hang", "hangs: no answer")):
+        (run_path / name).touch()
+        until(lambda: ready(tiny)["health"] == "unhealthy")
+        assert tiny.get("/readyz")[0] == 503
+        assert reason in ready(tiny)["reasons"][0]
+        assert tiny.get("/livez")[0] == 200
+        (run_path / name).unlink()
+        until(lambda: ready(tiny)["health"] == "healthy")
+
+
+def test_metrics_that_raise(spawn: Spawn, run_path: Path) -> None:
+    """A fault in an author's code costs health, not the process."""
+    tiny = spawn()
+    until(lambda: ready(tiny)["health"] == "healthy")
+    (run_path / "nonsense").touch()
+    until(lambda: ready(tiny)["health"] == "degraded")
+    assert ready(tiny)["reasons"] == ["the service's metrics raised ValueError: nonsense"]
+    (run_path / "nonsense").unlink()
+    until(lambda: ready(tiny)["health"] == "healthy")
+
+
+def test_a_blocked_loop_is_not_vouched_for(spawn: Spawn, run_path: Path) -> None:
+    """A loop that does not turn for CDN_STALL_S: stacks with the guilty line, then exit 70."""
+    tiny = spawn(CDN_STALL_S="1")
+    tiny.url()
+
+    def ask() -> None:
+        with pytest.raises(OSError):
+            tiny.get("/block?s=3600")
+
+    thread = Thread(target=ask)
+    thread.start()
+    assert tiny.wait() == 70
+    thread.join()
+    (stacks,) = (run_path / "stacks").iterdir()
+    assert "in block" in stacks.read_text()
+    assert "the service's loop has not turned for" in stacks.read_text()
+
+
+def test_a_frozen_process_accuses_nobody(spawn: Spawn) -> None:
+    """Stopped for longer than every limit and thawed, it goes on."""
+    tiny = spawn(CDN_STALL_S="0.5")
+    until(lambda: ready(tiny)["health"] == "healthy")
+    os.kill(tiny.pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{tiny.pid}/stat").read_text().split()[2] == "T")
+    with pytest.raises(OSError):
+        tiny.get("/", timeout_s=2.5)
+    os.kill(tiny.pid, signal.SIGCONT)
+    until(lambda: "was away for" in tiny.log())
+    until(lambda: ready(tiny)["health"] == "healthy")
+    assert tiny.process.poll() is None
