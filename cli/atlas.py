@@ -1,0 +1,124 @@
+"""Asking ATLAS: the fleet, its events, and orders followed to their outcomes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from collections.abc import Iterator, Sequence
+
+from bus.codec import FrameError
+from bus.commands import AtlasSilent, OperatorLink, new_id
+from bus.endpoints import RunDir
+from bus.messages import (
+    EventsReply,
+    EventsRequest,
+    FleetReply,
+    FleetRequest,
+    OperatorReply,
+    OperatorRequest,
+    OrderAccepted,
+    OrderOutcome,
+    OrderProgress,
+    OrderRequest,
+    Refusal,
+    Verb,
+)
+
+PATIENCE_S = 1.0
+"""How long ATLAS may take to answer before supervisord is asked."""
+
+SILENCE = f"no answer from ATLAS within {PATIENCE_S:.1f} s"
+
+__all__ = ["PATIENCE_S", "SILENCE", "AtlasSilent", "Order", "Refused", "ask_events", "ask_fleet", "order"]
+
+
+class Refused(Exception):
+    """ATLAS answered, and will not do it; the text is its reason."""
+
+
+def ask_fleet(run_dir: RunDir, *, timeout_s: float = PATIENCE_S) -> FleetReply:
+    """Every service ATLAS knows. Raises AtlasSilent, Refused."""
+    reply = _ask(run_dir, FleetRequest(id=new_id()), timeout_s)
+    if isinstance(reply, FleetReply):
+        return reply
+    raise _unexpected(reply)
+
+
+def ask_events(run_dir: RunDir, limit: int, *, timeout_s: float = PATIENCE_S) -> EventsReply:
+    """The newest events, oldest first. Raises AtlasSilent, Refused."""
+    reply = _ask(run_dir, EventsRequest(id=new_id(), limit=limit), timeout_s)
+    if isinstance(reply, EventsReply):
+        return reply
+    raise _unexpected(reply)
+
+
+class Order:
+    """An order that ATLAS has accepted, and its replies as they come."""
+
+    def __init__(self, link: OperatorLink, request: OrderRequest, accepted: OrderAccepted) -> None:
+        self._link = link
+        self._request = request
+        self.commands = accepted.commands
+        """Name → id of its command."""
+
+    def next(self, within_s: float) -> OrderProgress | OrderOutcome | None:
+        """The next reply; None if there is none in that time. Raises Refused."""
+        try:
+            reply = _next(self._link, self._request, within_s)
+        except AtlasSilent:
+            return None
+        if isinstance(reply, OrderProgress | OrderOutcome):
+            return reply
+        raise _unexpected(reply)
+
+    def close(self) -> None:
+        """Hear no more of it; the order goes on."""
+        self._link.close()
+
+
+def order(run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float) -> Order:
+    """Give ATLAS an order. Raises AtlasSilent if it does not accept in time, Refused if it will not."""
+    request = OrderRequest(id=new_id(), verb=verb, names=tuple(names), timeout_s=timeout_s, asked_by=whoami())
+    link = OperatorLink(run_dir.operators)
+    try:
+        link.request(request, timeout_s=PATIENCE_S)
+        reply = _next(link, request, PATIENCE_S)
+        if not isinstance(reply, OrderAccepted):
+            raise _unexpected(reply)
+    except BaseException:
+        link.close()
+        raise
+    return Order(link, request, reply)
+
+
+def whoami() -> str:
+    """Who gives the order, for ATLAS's record: ``USER@HOST``."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in a container that runs under a uid without a name
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _ask(run_dir: RunDir, request: OperatorRequest, timeout_s: float) -> OperatorReply:
+    link = OperatorLink(run_dir.operators)
+    try:
+        link.request(request, timeout_s=timeout_s)
+        return _next(link, request, timeout_s)
+    finally:
+        link.close()
+
+
+def _next(link: OperatorLink, request: OperatorRequest, timeout_s: float) -> OperatorReply:
+    replies: Iterator[OperatorReply] = link.replies(request.id, timeout_s=timeout_s)
+    try:
+        return next(replies)
+    except FrameError as error:
+        raise Refused(f"ATLAS's answer is not understood ({error}); is it of another version?") from error
+
+
+def _unexpected(reply: OperatorReply) -> Refused:
+    if isinstance(reply, Refusal):
+        return Refused(f"ATLAS refuses: {reply.reason}")
+    return Refused(f"ATLAS answered with {type(reply).__name__}, which was not asked for")

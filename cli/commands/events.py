@@ -1,0 +1,115 @@
+"""cdnctl events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import click
+
+from bus.endpoints import RunDir
+from bus.messages import Event
+from bus.subscriber import Subscriber
+from bus.topics import EVENT
+from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
+from cli.context import names_argument, run_dir_of, say, stdout_screen, write
+from cli.exits import Exit, Problem
+from cli.rendering import (
+    EVENT_COLUMNS,
+    Screen,
+    event_cells,
+    event_line,
+    event_object,
+    events_document,
+    json_line,
+    table,
+)
+from cli.selection import matches
+from cli.view import refuse_absent
+
+_REMEMBERED = 10_000
+_ALL = 1000
+_WAKE_S = 0.5
+
+
+@click.command("events")
+@names_argument(required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until interrupted.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="How many events to begin with."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one document, or with -f one object a line.")
+@click.pass_context
+def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> int:
+    """Show what happened, and watch what happens.
+
+    State changes, restarts, health, commands and their outcome, as ATLAS heard of them; NAME is an instance
+    or a glob. Times are local; JSON has them as RFC 3339 in UTC.
+
+    \b
+    Exit code: 0 shown, 4 ATLAS does not answer, 130 interrupted.
+
+    \b
+    Examples:
+      cdnctl events -n 50
+      cdnctl events -f gateway-primary
+      cdnctl events -f --json | jq -r 'select(.kind == "restart") | .text'
+    """
+    run_dir = run_dir_of(ctx)
+    refuse_absent(run_dir, Exit.UNKNOWN)
+    # Subscribed before asking, so that nothing is lost between the two; what comes twice is known by its id.
+    feed = Subscriber(run_dir.feed, [EVENT]) if follow else None
+    try:
+        events = _wanted(_asked(run_dir, _ALL if names else lines), names)[-lines:] if lines else []
+        screen = stdout_screen()
+        if feed is None:
+            if as_json:
+                write(events_document(events))
+            elif events:
+                write(table(EVENT_COLUMNS, [event_cells(event) for event in events], screen))
+            else:
+                say("no events")
+            return Exit.OK
+        _follow(feed, events, names, as_json, screen)
+    finally:
+        if feed is not None:
+            feed.close()
+    return Exit.OK
+
+
+def _asked(run_dir: RunDir, limit: int) -> Sequence[Event]:
+    try:
+        return ask_events(run_dir, limit).events
+    except AtlasSilent as error:
+        raise Problem(f"cannot show events: {SILENCE}; start it: cdnctl start atlas", Exit.UNKNOWN) from error
+    except Refused as error:
+        raise Problem(f"cannot show events: {error}", Exit.UNKNOWN) from error
+
+
+def _wanted(events: Sequence[Event], names: Sequence[str]) -> list[Event]:
+    return [event for event in events if not names or any(matches(name, event.instance) for name in names)]
+
+
+def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], as_json: bool, screen: Screen) -> None:
+    """Write the events so far, then each new one, until interrupted."""
+    seen: deque[str] = deque(maxlen=_REMEMBERED)
+    known: set[str] = set()
+
+    def show(event: Event) -> None:
+        if event.id in known:
+            return
+        if len(seen) == seen.maxlen:
+            known.discard(seen[0])
+        seen.append(event.id)
+        known.add(event.id)
+        if as_json:
+            write(json_line(event_object(event)))
+        else:
+            write(event_line(event, screen))
+
+    for event in events:
+        show(event)
+    while True:
+        message = feed.receive(_WAKE_S)
+        if isinstance(message, Event) and _wanted([message], names):
+            show(message)

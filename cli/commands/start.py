@@ -1,0 +1,30 @@
+"""cdnctl start."""
+
+from __future__ import annotations
+
+import click
+
+from bus.messages import Verb
+from cli.commands._order import order_options, run
+
+
+@click.command("start")
+@order_options
+@click.pass_context
+def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: bool, as_json: bool) -> int:
+    """Start services and wait until they are ready.
+
+    Done is a service that runs and says that it is ready; a program without a daemon is done when it runs.
+    What runs already is left alone.
+
+    \b
+    Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known
+    to be done when the time was over.
+
+    \b
+    Examples:
+      cdnctl start gateway-primary
+      cdnctl start '*' --timeout 2m
+      cdnctl start cdn-data-fabric --no-wait
+    """
+    return run(ctx, Verb.START, names, timeout_s=timeout_s, wait=wait, as_json=as_json)

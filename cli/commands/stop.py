@@ -1,0 +1,29 @@
+"""cdnctl stop."""
+
+from __future__ import annotations
+
+import click
+
+from bus.messages import Verb
+from cli.commands._order import order_options, run
+
+
+@click.command("stop")
+@order_options
+@click.pass_context
+def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: bool, as_json: bool) -> int:
+    """Stop services; what is in flight is finished first.
+
+    A stopped service stays down until it is started. What does not end within its stopwaitsecs of
+    supervisord.conf is killed. To stop everything, supervisord too: cdnctl down.
+
+    \b
+    Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known
+    to be done when the time was over.
+
+    \b
+    Examples:
+      cdnctl stop gateway-primary
+      cdnctl stop '*' --json
+    """
+    return run(ctx, Verb.STOP, names, timeout_s=timeout_s, wait=wait, as_json=as_json)

@@ -1,0 +1,121 @@
+"""cdnctl up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from bus.endpoints import RunDir
+from bus.messages import Verb
+from cli.context import json_option, run_dir_of, say, stdout_screen, timeout_option, write
+from cli.exits import Exit, Problem
+from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
+from cli.launching import Plan, death_of, last_lines, launch, made_ready, plan, running
+from cli.progress import Progress
+from cli.readiness import Standing
+from cli.rendering import addresses, clean, status_document, status_table
+from cli.rising import Rise
+from cli.supervised import DOWN, tell
+
+_LOG_LINES = 6
+
+
+@click.command("up")
+@click.option(
+    "-c", "--config", metavar="CONF", help="The configuration. Default: $CDN_CONFIG, else ./supervisord.conf."
+)
+@timeout_option("60s")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: bool) -> int:
+    """Start the fleet and wait until it is ready.
+
+    supervisord goes to the background and starts the programs of its configuration; when all that are to be
+    started are ready, the status table and their addresses are shown. If it runs already, what is stopped of
+    it is started.
+
+    Everything made at run time is in run/ beside the configuration, or in $CDN_RUN_DIR. Other CDN_* variables
+    reach every service: CDN_PORT=0 lets each choose a free port.
+
+    \b
+    Exit code: 0 all are ready, 1 supervisord or one of them is not; the reason and the end of its log are shown.
+
+    \b
+    Examples:
+      cdnctl up
+      cdnctl up -c /etc/cdn/supervisord.conf --timeout 2m
+      CDN_RUN_DIR=/tmp/second CDN_PORT=0 cdnctl up
+    """
+    planned = plan(config, ctx.obj)
+    rise = None
+    try:
+        with made_ready(planned.run_dir):
+            wanted, title = _begin(planned)
+        rise = Rise(planned.run_dir, wanted)
+        with Progress(title, wanted, lines=True) as show:
+            rise.wait(timeout_s, show, on_loss=lambda: _still_there(planned))
+    except (NoSupervisord, SupervisordSilent, SupervisordRefused) as error:
+        _still_there(planned)
+        raise Problem(f"cannot start the fleet: {error}", Exit.FAILED) from error
+    except KeyboardInterrupt:
+        if rise is not None:
+            say("the fleet goes on starting; see it with cdnctl status, end it with cdnctl down")
+        raise
+    if as_json:
+        write(status_document(rise.services))
+    else:
+        reachable = addresses(rise.services, stdout_screen())
+        write([*status_table(rise.services, stdout_screen()), *([""] if reachable else []), *reachable])
+    place = planned.run_dir.path
+    if place.resolve() != run_dir_of(ctx).path.resolve():
+        say(f"its run directory is {place}; for the other commands: export CDN_RUN_DIR={place}")
+    return _explain(rise, planned.run_dir, timeout_s)
+
+
+def _begin(planned: Plan) -> tuple[list[str], str]:
+    """Have supervisord run, and start what is to be started; return those programs and what to call this."""
+    pid = running(planned)
+    if pid is None:
+        launch(planned)
+    supervisord = Supervisord(planned.run_dir)
+    wanted = {program.name for program in supervisord.programs() if program.autostart}
+    instances = {}
+    stopped = []
+    for process in supervisord.processes():
+        if process.name in wanted:
+            instances[process.name] = instance_of(process)
+            if process.state in DOWN:
+                stopped.append(process.name)
+    names = list(instances.values())
+    if pid is None:
+        return names, f"starting {len(names)} in {planned.run_dir.path}"
+    for name in stopped:
+        if refusal := tell(supervisord, Verb.START, name):
+            say(f"cannot start {name}: {refusal}")
+    started = f"; starting {', '.join(instances[name] for name in stopped)}" if stopped else ""
+    say(f"already running in {planned.run_dir.path}, supervisord pid {pid}{started}")
+    return names, f"waiting for {len(names)} in {planned.run_dir.path}"
+
+
+def _still_there(planned: Plan) -> None:
+    """Raise Problem, with the end of its log, if supervisord has ended."""
+    if death := death_of(planned):
+        raise Problem(f"cannot start the fleet: {death}", Exit.FAILED)
+
+
+def _explain(rise: Rise, run_dir: RunDir, timeout_s: float) -> Exit:
+    """Say of each that is not ready why, and show the end of its log."""
+    late = {name: verdict for name, verdict in rise.verdicts.items() if verdict.standing is not Standing.READY}
+    for name, verdict in late.items():
+        when = f" within {timeout_s:g} s" if verdict.standing is Standing.WAITING else ""
+        say(f"{name} is not ready{when}: {clean(verdict.text)}")
+        _show_log(last_lines(run_dir.log(name), _LOG_LINES), run_dir, name)
+    return Exit.FAILED if late else Exit.OK
+
+
+def _show_log(lines: Sequence[str], run_dir: RunDir, name: str) -> None:
+    if lines:
+        click.echo(f"  the end of {run_dir.log(name)}:", err=True)
+    for line in lines:
+        click.echo(f"    {clean(line)}", err=True)

@@ -1,0 +1,99 @@
+"""What the commands share: which run directory, where text goes, the options that recur."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bus.endpoints import RunDir, default_run_dir
+from cli.durations import Duration
+from cli.exits import Exit, Problem
+from cli.rendering import Screen
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def run_dir_of(ctx: click.Context) -> RunDir:
+    """The run directory: --run-dir, $CDN_RUN_DIR, beside $CDN_CONFIG, else the rule of bus/endpoints.py."""
+    if ctx.obj:
+        return RunDir(Path(ctx.obj).absolute())
+    if not os.environ.get("CDN_RUN_DIR") and (conf := os.environ.get("CDN_CONFIG")):
+        return RunDir(Path(conf).absolute().parent / "run")
+    return default_run_dir()
+
+
+def say(text: str) -> None:
+    """A message for people, on stderr."""
+    click.echo(f"cdnctl: {text}", err=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody watches the stream who can be shown movement and colour."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def screen_of(stream: Any) -> Screen:
+    """Width and colours where the stream is a terminal; neither where it is not. NO_COLOR, no-color.org."""
+    if not is_terminal(stream):
+        return Screen()
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        width = 80
+    return Screen(width=width or 80, colour=not os.environ.get("NO_COLOR"))
+
+
+def write(lines: Sequence[str] | str) -> None:
+    """What was asked for, on stdout."""
+    text = lines if isinstance(lines, str) else "\n".join(lines)
+    if text:
+        click.echo(text, color=True)  # painted only where the screen has colours
+
+
+def stdout_screen() -> Screen:
+    """The screen of stdout."""
+    return screen_of(sys.stdout)
+
+
+def names_argument(*, required: bool) -> Callable[[Function], Function]:
+    """NAME…: instances, services, or globs over both."""
+    return click.argument("names", nargs=-1, required=required, metavar="NAME..." if required else "[NAME]...")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; the exit code is the same.")
+
+
+def timeout_option(default: str) -> Callable[[Function], Function]:
+    """--timeout, as a duration."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=Duration(),
+        default=default,
+        show_default=True,
+        metavar="DURATION",
+        help="How long to wait for the outcome: 500ms, 30s, 2m.",
+    )
+
+
+def unknown_names(unknown: Sequence[str], known: Sequence[str]) -> Problem:
+    """The problem that some names are not in the fleet, with the nearest that are."""
+    from difflib import get_close_matches
+
+    named = ", ".join(unknown)
+    near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+    if near:
+        hint = f"did you mean {' or '.join(dict.fromkeys(near))}?"
+    elif known:
+        hint = f"known are {', '.join(known[:12])}{' …' if len(known) > 12 else ''}"
+    else:
+        hint = "the fleet is empty"
+    return Problem(f"cannot find {named}: {hint}", Exit.UNKNOWN)

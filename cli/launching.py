@@ -1,0 +1,219 @@
+"""Starting supervisord in the background, after looking for what would go wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from bus.endpoints import RunDir, RunDirError, prepare
+from cli import conf
+from cli.exits import Exit, Problem
+from cli.fallback import NoSupervisord, Supervisord, SupervisordSilent, process_state, recorded_pid
+
+_DAEMONISED_WITHIN_S = 30.0
+_LOG_LINES = 8
+
+
+class Plan(NamedTuple):
+    """Which configuration is to run where."""
+
+    original: Path
+    """The supervisord.conf that was chosen."""
+    used: Path
+    """The one that supervisord is given: the original, or what is derived from it."""
+    run_dir: RunDir
+    text: str
+    conf: conf.Conf
+
+
+def plan(chosen: str | None, run_dir: str | None) -> Plan:
+    """Read the configuration, and decide the run directory. Raises Problem.
+
+    ``chosen`` is -c, ``run_dir`` is --run-dir; both fall back to the environment.
+    """
+    original = Path(chosen or os.environ.get("CDN_CONFIG") or "supervisord.conf").absolute()
+    original = original.parent.resolve() / original.name
+    directory = run_dir or os.environ.get("CDN_RUN_DIR")
+    beside = original.parent / "run"
+    place = RunDir(Path(directory).resolve() if directory else beside)
+    try:
+        text = original.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Problem(
+            f"cannot read {original}: {why}; name a supervisord.conf with -c or CDN_CONFIG, or go where one is",
+            Exit.FAILED,
+        ) from error
+    used = original
+    try:
+        if place.path != beside:
+            used = place.path / "supervisord.conf"
+            if used == original:
+                if conf.origin_of(text) is None:
+                    raise conf.ConfError(
+                        f"cannot use {original} with itself as run directory: cdnctl would write over it; "
+                        f"unset CDN_RUN_DIR, or set it to another directory"
+                    )
+            else:
+                text = conf.derive(text, original, place.path)
+        found = conf.read(text, original)
+    except conf.ConfError as error:
+        raise Problem(str(error), Exit.FAILED) from error
+    _check(found, original, place)
+    return Plan(original, used, place, text, found)
+
+
+def _check(found: conf.Conf, original: Path, place: RunDir) -> None:
+    if found.stays_in_foreground:
+        raise Problem(
+            f"cannot start {original} in the background: [supervisord] says nodaemon=true; remove that, "
+            f"or run it with: supervisord -c {original}",
+            Exit.FAILED,
+        )
+    if found.socket != str(place.supervisor):
+        says = f"is {found.socket}" if found.socket else "is missing"
+        raise Problem(
+            f"cannot use {original}: [unix_http_server] file {says}, and cdnctl looks for {place.supervisor}; "
+            f"write file=%(here)s/run/supervisor.sock",
+            Exit.FAILED,
+        )
+
+
+@contextmanager
+def made_ready(run_dir: RunDir) -> Iterator[None]:
+    """The run directory, made and fit, and this cdnctl the only one that starts something in it."""
+    try:
+        prepare(run_dir)
+        fd = os.open(run_dir.lock("cdnctl-up"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (RunDirError, OSError) as error:
+        raise Problem(str(error), Exit.FAILED) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def running(planned: Plan) -> int | None:
+    """The pid of the supervisord that runs in the run directory; None if none does.
+
+    Raises Problem if it does not answer, or runs another configuration.
+    """
+    try:
+        pid = Supervisord(planned.run_dir).pid()
+    except NoSupervisord:
+        return None
+    except SupervisordSilent as error:
+        raise Problem(f"cannot start a fleet in {planned.run_dir.path}: {error}", Exit.FAILED) from error
+    other = _configuration_of(pid, planned)
+    if other is not None and not _is_same(other, planned.original):
+        raise Problem(
+            f"cannot start {planned.original} in {planned.run_dir.path}: the fleet of {other} runs there "
+            f"(supervisord pid {pid}); stop that with cdnctl down, or set CDN_RUN_DIR to another directory",
+            Exit.FAILED,
+        )
+    return pid
+
+
+def _configuration_of(pid: int, planned: Plan) -> Path | None:
+    """The original of what that supervisord was given; None if that cannot be seen."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        given = Path(os.fsdecode(words[words.index(b"-c") + 1]))
+        path = (Path(os.readlink(f"/proc/{pid}/cwd")) / given).resolve()
+        return conf.origin_of(path.read_text()) or path
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is gone meanwhile
+        return one == other
+
+
+def launch(planned: Plan) -> None:
+    """Start supervisord; return when it has daemonised. Raises Problem with what it said."""
+    if planned.used != planned.original:
+        _write(planned.used, planned.text)
+    command = [*_supervisord(), "-c", str(planned.used)]
+    if planned.conf.user is None and os.geteuid() == 0:
+        command += ["-u", "0"]  # it would warn of running as root, which was asked for
+    bin_dir = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "CDN_RUN_DIR": str(planned.run_dir.path),
+        "PATH": os.pathsep.join([bin_dir, os.environ.get("PATH", os.defpath)]),
+    }
+    try:
+        done = subprocess.run(
+            command,
+            cwd=planned.original.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_DAEMONISED_WITHIN_S,
+            text=True,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Problem(
+            f"cannot start supervisord: it has not gone to the background within {_DAEMONISED_WITHIN_S:.0f} s; "
+            f"see what it does with: supervisord -n -c {planned.used}",
+            Exit.FAILED,
+        ) from error
+    if done.returncode:
+        raise Problem(f"cannot start supervisord with {planned.original}: {_essence(done.stdout)}", Exit.FAILED)
+
+
+def death_of(planned: Plan) -> str | None:
+    """Why supervisord is gone again, by its log; None while it lives."""
+    pid = recorded_pid(planned.run_dir)
+    if pid is not None and process_state(pid) not in (None, "Z"):
+        return None
+    tail = last_lines(planned.run_dir.path / "supervisord.log", _LOG_LINES)
+    return "\n".join(["supervisord has ended; its log ends with:", *(f"    {line}" for line in tail)])
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, without empty and repeated ones: each start may have failed alike."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 64 * 1024))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    different = dict.fromkeys(line for line in reversed(lines) if line.strip())
+    return list(reversed(list(different)[:count]))
+
+
+def _supervisord() -> list[str]:
+    """The supervisord of this very Python, whatever PATH says."""
+    beside = Path(sys.executable).parent / "supervisord"
+    return [str(beside)] if os.access(beside, os.X_OK) else [sys.executable, "-m", "supervisor.supervisord"]
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text)
+        new.chmod(0o600)
+        new.replace(path)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror}", Exit.FAILED) from error
+
+
+def _essence(output: str) -> str:
+    """What supervisord said, without its usage hint; the last line of a traceback."""
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("For help, use")]
+    if any(line.startswith("Traceback") for line in lines):
+        lines = lines[-1:]
+    return " ".join(line.strip().removeprefix("Error: ") for line in lines) or "it said nothing"

@@ -1,0 +1,105 @@
+"""cdnctl's entry point: names its commands, and imports one only when it is called.
+
+``cdnctl --help`` is asked often and by completion, so this module imports click
+and nothing that click does not import already; a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from cli.exits import Exit
+
+COMMANDS = {
+    "up": "Start the fleet and wait until it is ready.",
+    "down": "Stop every service, then supervisord.",
+    "status": "Show what runs, and how it is.",
+    "start": "Start services and wait until they are ready.",
+    "stop": "Stop services; what is in flight is finished first.",
+    "restart": "Stop services if they run, then start them.",
+    "logs": "Show the end of services' logs, and follow them.",
+    "events": "Show what happened, and watch what happens.",
+}
+"""Each is ``command`` in the module cli.commands.NAME; its help text begins with this line."""
+
+EPILOG = """\b
+Examples:
+  cdnctl up                        start the fleet of ./supervisord.conf
+  cdnctl status '*fabric'          some of it; names may be globs
+  cdnctl restart cdn-data-fabric   drain it, and wait until the next one is ready
+  cdnctl logs -f gateway-primary   follow its log
+
+\b
+Exit codes:
+  0  all selected are running and healthy, or the action is done
+  1  the action failed, even partly     3  something is not running or not healthy
+  2  usage                              4  unknown service, or state unobtainable
+  124  timed out                        130  interrupted
+"""
+
+
+class LazyGroup(click.Group):
+    """Knows every command's name and first line, and imports only the one that runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which an operator meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import it, if there is one."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = __import__(f"cli.commands.{cmd_name}", fromlist=["command"])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table above, so that help imports no command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    click.echo(f"cdnctl {version('cdn-daemon')}")
+    ctx.exit()
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="Where the fleet's sockets are. Default: $CDN_RUN_DIR; else run/ beside $CDN_CONFIG or ./supervisord.conf; "
+    "else $XDG_RUNTIME_DIR/cdn, /run/cdn as root, ./run.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+@click.pass_context
+def cdnctl(ctx: click.Context, run_dir: str | None) -> None:
+    """Start, watch and stop a fleet of services under supervisord."""
+    ctx.obj = run_dir
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run cdnctl; return its exit code."""
+    try:
+        # standalone_mode would turn an interrupt into 1
+        code = cdnctl.main(args=arguments, prog_name="cdnctl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("cdnctl: interrupted", err=True)
+        return Exit.INTERRUPTED
+    return code if isinstance(code, int) else Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The display of what is under way: on a terminal only, on stderr, and gone when the outcome is there.
+
+It is drawn by whoever waits, between two looks at the world: no thread. rich is
+imported at the first frame, so what is quick pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.context import is_terminal, screen_of
+from cli.rendering import clean, duration, paint
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+SHOWN_AFTER_S = 0.3
+_FRAME_S = 0.08
+
+
+class Mark(StrEnum):
+    """How far one of the things is that are waited for."""
+
+    WAITING = "waiting"
+    DONE = "done"
+    FAILED = "failed"
+
+
+_COLOURS = {Mark.WAITING: "yellow", Mark.DONE: "green", Mark.FAILED: "red"}
+_GLYPHS = {Mark.DONE: ("✓", "+"), Mark.FAILED: ("✗", "x")}
+_SPINNER = ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\")
+
+
+class Progress:
+    """Lines of name, text and time, each marked; a context manager.
+
+    ``lines`` prints a plain line at each change where stderr is no terminal.
+    """
+
+    def __init__(self, title: str, names: Iterable[str] = (), *, lines: bool = False) -> None:
+        self._title = title
+        self._rows: dict[str, tuple[Mark, str, float | None]] = {}
+        self._terminal = is_terminal(sys.stderr)
+        self._lines = lines and not self._terminal
+        self._began_s = time.monotonic()
+        self._drawn_s = 0.0
+        self._live: Live | None = None
+        for name in names:
+            self._rows[name] = (Mark.WAITING, "", None)
+
+    def __enter__(self) -> Progress:
+        if self._lines:
+            click.echo(self._title, err=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, name: str, text: str, mark: Mark = Mark.WAITING) -> None:
+        """Where it stands now."""
+        before = self._rows.get(name)
+        if before is not None and before[:2] == (mark, text):
+            return
+        took_s = None if mark is Mark.WAITING else time.monotonic() - self._began_s
+        self._rows[name] = (mark, text, took_s)
+        if self._lines and text:
+            after = "" if took_s is None else f" after {took_s:.1f} s"
+            click.echo(f"  {clean(name)}: {clean(text)}{after}", err=True)
+
+    def tick(self) -> None:
+        """Draw the next frame, if it is time."""
+        now_s = time.monotonic()
+        if not self._terminal or now_s - self._began_s < SHOWN_AFTER_S or now_s - self._drawn_s < _FRAME_S:
+            return
+        self._drawn_s = now_s
+        from rich.text import Text
+
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(
+            Text.from_ansi("\n".join(self._frame(now_s)), no_wrap=True, overflow="ellipsis"), refresh=True
+        )
+
+    def _frame(self, now_s: float) -> list[str]:
+        screen = screen_of(sys.stderr)
+        plain = 0 if (sys.stderr.encoding or "").lower().startswith("utf") else 1
+        spinner = _SPINNER[plain]
+        turning = spinner[int(now_s / _FRAME_S) % len(spinner)]
+        elapsed_s = now_s - self._began_s
+        name_width = max((len(name) for name in self._rows), default=0)
+        text_width = max((len(clean(text)) for _, text, _ in self._rows.values()), default=0)
+        lines = [f"{paint(self._title, 'bold', screen)} {paint(duration(elapsed_s), 'dim', screen)}"]
+        for name, (mark, text, took_s) in self._rows.items():
+            glyph = turning if mark is Mark.WAITING else _GLYPHS[mark][plain]
+            after = paint(duration(elapsed_s if took_s is None else took_s), "dim", screen)
+            told = f"{clean(name):{name_width}}  {clean(text):{text_width}}"
+            lines.append(f"  {paint(glyph, _COLOURS[mark], screen)} {told}  {after}")
+        return lines

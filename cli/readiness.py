@@ -1,0 +1,51 @@
+"""Whether a service that was started is ready, still on its way, or will not get there. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from bus.messages import HealthStatus, LifecyclePhase, ProcessState, ServiceView
+from cli.selection import has_daemon, is_well
+
+SETTLE_S = 1.5
+"""Before an end is final, or silence means that there is no daemon: over one lap of a stock supervisord."""
+
+
+class Standing(StrEnum):
+    """Where a service stands on its way up."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Verdict(NamedTuple):
+    """Where it stands, and in words."""
+
+    standing: Standing
+    text: str
+
+
+def judge(view: ServiceView, *, for_s: float) -> Verdict:
+    """Of one service, which has been as it is (state, pid, phase and health) for ``for_s``."""
+    why = f": {view.reason}" if view.reason else ""
+    match view.state:
+        case ProcessState.RUNNING if is_well(view):
+            if has_daemon(view):
+                return Verdict(Standing.READY, "ready")
+            if for_s >= SETTLE_S:
+                return Verdict(Standing.READY, "running")
+            return Verdict(Standing.WAITING, "running, not heard yet")
+        case ProcessState.RUNNING if view.phase is LifecyclePhase.SERVING and view.health is not HealthStatus.UNKNOWN:
+            return Verdict(Standing.WAITING, f"{view.health}{why}")
+        case ProcessState.RUNNING:
+            return Verdict(Standing.WAITING, f"{view.phase or 'not heard yet'}{why}")
+        case ProcessState.FATAL:
+            return Verdict(Standing.FAILED, f"FATAL{why}")
+        case ProcessState.EXITED if for_s >= SETTLE_S:
+            return Verdict(Standing.FAILED, f"EXITED{why}")
+        case ProcessState.BACKOFF:
+            return Verdict(Standing.WAITING, view.reason or "backing off")
+        case _:
+            return Verdict(Standing.WAITING, f"{view.state.lower()}{why}")

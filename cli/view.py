@@ -1,0 +1,62 @@
+"""The fleet as it can be seen: ATLAS's view, or supervisord's if ATLAS is silent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bus.endpoints import RunDir, host_name
+from bus.messages import HealthStatus, ProcessState, ServiceView
+from cli.atlas import SILENCE, AtlasSilent, Refused, ask_fleet
+from cli.context import say
+from cli.exits import Exit, Problem
+from cli.selection import ATLAS
+
+
+class Fleet(NamedTuple):
+    """What runs, and who says so."""
+
+    services: tuple[ServiceView, ...]
+    by_atlas: bool
+
+
+def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
+    """Ask ATLAS; if it is silent say so, and ask supervisord.
+
+    ``doing`` completes "cannot …"; ``gone`` is the exit code if there is no fleet. Raises Problem.
+    """
+    refuse_absent(run_dir, gone)
+    try:
+        return Fleet(ask_fleet(run_dir).services, by_atlas=True)
+    except AtlasSilent:
+        say(f"cannot {doing}: {SILENCE}; asking supervisord")
+    except Refused as error:
+        say(f"cannot {doing}: {error}; asking supervisord")
+    return Fleet(by_supervisord(run_dir, doing, gone=gone), by_atlas=False)
+
+
+def refuse_absent(run_dir: RunDir, gone: Exit) -> None:
+    """Raise Problem at once where neither ATLAS nor supervisord has ever made its socket."""
+    if not run_dir.supervisor.exists() and not (run_dir.path / "operators.sock").exists():
+        raise Problem(f"no fleet runs in {run_dir.path}; start it: cdnctl up", gone)
+
+
+def by_supervisord(run_dir: RunDir, doing: str, *, gone: Exit) -> tuple[ServiceView, ...]:
+    """supervisord's table as views. Raises Problem."""
+    from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, as_view
+
+    try:
+        processes = Supervisord(run_dir).processes()
+    except NoSupervisord as error:
+        raise Problem(str(error), gone) from error
+    except (SupervisordSilent, SupervisordRefused) as error:
+        raise Problem(f"cannot {doing}: {error}", gone) from error
+    return tuple(_told(as_view(process, host_name())) for process in processes)
+
+
+def _told(view: ServiceView) -> ServiceView:
+    """ATLAS is the one whose health is known here: it does not answer."""
+    if view.instance != ATLAS or view.state is not ProcessState.RUNNING:
+        return view
+    from msgspec.structs import replace
+
+    return replace(view, health=HealthStatus.UNHEALTHY, reason=SILENCE)
