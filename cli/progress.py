@@ -47,7 +47,10 @@ class Progress:
     def __init__(self, title: str, names: Iterable[str] = (), *, lines: bool = False) -> None:
         self._title = title
         self._rows: dict[str, tuple[Mark, str, float | None]] = {}
+        # all asked now: while the display is up, rich puts something else in the place of sys.stderr
         self._terminal = is_terminal(sys.stderr)
+        self._screen = screen_of(sys.stderr)
+        self._glyph_set = 0 if (sys.stderr.encoding or "").lower().startswith("utf") else 1
         self._lines = lines and not self._terminal
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
@@ -94,16 +97,14 @@ class Progress:
         )
 
     def _frame(self, now_s: float) -> list[str]:
-        screen = screen_of(sys.stderr)
-        plain = 0 if (sys.stderr.encoding or "").lower().startswith("utf") else 1
-        spinner = _SPINNER[plain]
+        screen, spinner = self._screen, _SPINNER[self._glyph_set]
         turning = spinner[int(now_s / _FRAME_S) % len(spinner)]
         elapsed_s = now_s - self._began_s
         name_width = max((len(name) for name in self._rows), default=0)
         text_width = max((len(clean(text)) for _, text, _ in self._rows.values()), default=0)
         lines = [f"{paint(self._title, 'bold', screen)} {paint(duration(elapsed_s), 'dim', screen)}"]
         for name, (mark, text, took_s) in self._rows.items():
-            glyph = turning if mark is Mark.WAITING else _GLYPHS[mark][plain]
+            glyph = turning if mark is Mark.WAITING else _GLYPHS[mark][self._glyph_set]
             after = paint(duration(elapsed_s if took_s is None else took_s), "dim", screen)
             told = f"{clean(name):{name_width}}  {clean(text):{text_width}}"
             lines.append(f"  {paint(glyph, _COLOURS[mark], screen)} {told}  {after}")

@@ -166,8 +166,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], screen: Screen
             parts.append(padding + text if header in _NUMERIC else text + padding)
         return gap.join(parts)
 
-    lines = [f"{line([Cell(header, 'dim') for header in fixed])}{gap}{paint(last, 'dim', screen)}".rstrip()]
-    for row in rows:
+    lines: list[str] = []
+    for row in [[Cell(header, "dim") for header in headers], *rows]:
         tail = row[-1]
         start = line(row[:-1])
         if screen.width is None or indent + columns(tail.text) <= screen.width:
@@ -178,6 +178,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], screen: Screen
             first, *more = _wrapped(tail.text, room)
             lines.append(f"{start}{gap}{paint(first, tail.colour, screen)}")
             lines += [" " * indent + paint(text, tail.colour, screen) for text in more]
+        elif tail.text == ABSENT:
+            lines.append(start.rstrip())
         else:
             lines.append(start.rstrip())
             lines += ["    " + paint(text, tail.colour, screen) for text in _wrapped(tail.text, screen.width - 4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bus.endpoints import RunDir, host_name
@@ -10,6 +12,10 @@ from cli.atlas import SILENCE, AtlasSilent, Refused, ask_fleet
 from cli.context import say
 from cli.exits import Exit, Problem
 from cli.selection import ATLAS
+
+WHOLE_S = 2.0
+"""A new ATLAS has heard the whole fleet after this: statuses come once a second, and at once on connecting."""
+_LOOK_S = 0.1
 
 
 class Fleet(NamedTuple):
@@ -26,12 +32,38 @@ def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
     """
     refuse_absent(run_dir, gone)
     try:
-        return Fleet(ask_fleet(run_dir).services, by_atlas=True)
+        services = ask_fleet(run_dir).services
+        return Fleet(_when_whole(run_dir, services) if _is_young(services) else services, by_atlas=True)
     except AtlasSilent:
         say(f"cannot {doing}: {SILENCE}; asking supervisord")
     except Refused as error:
         say(f"cannot {doing}: {error}; asking supervisord")
     return Fleet(by_supervisord(run_dir, doing, gone=gone), by_atlas=False)
+
+
+def _is_young(services: Sequence[ServiceView]) -> bool:
+    """Whether ATLAS has begun so lately that some may not have been heard yet."""
+    return next((view.uptime_s or 0.0 for view in services if view.instance == ATLAS), 0.0) < WHOLE_S
+
+
+def _when_whole(run_dir: RunDir, services: tuple[ServiceView, ...]) -> tuple[ServiceView, ...]:
+    """What ATLAS sees once it has heard everything that supervisord runs, or has had the time to."""
+    from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
+
+    deadline_s = time.monotonic() + WHOLE_S
+    while _is_young(services) and time.monotonic() < deadline_s:
+        try:
+            processes = Supervisord(run_dir).processes()
+        except (NoSupervisord, SupervisordSilent, SupervisordRefused):
+            return services  # ATLAS by itself: it alone can say what there is
+        heard = {view.instance: view for view in services}
+        missing = [instance_of(process) for process in processes if instance_of(process) not in heard]
+        running = (heard.get(instance_of(process)) for process in processes if process.state is ProcessState.RUNNING)
+        if not missing and all(view is not None and view.seen_s is not None for view in running):
+            return services
+        time.sleep(_LOOK_S)
+        services = ask_fleet(run_dir).services
+    return services
 
 
 def refuse_absent(run_dir: RunDir, gone: Exit) -> None:

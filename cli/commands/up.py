@@ -89,13 +89,13 @@ def _begin(planned: Plan) -> tuple[list[str], str]:
                 stopped.append(process.name)
     names = list(instances.values())
     if pid is None:
-        return names, f"starting {len(names)} in {planned.run_dir.path}"
+        return names, f"starting {len(names)} programs in {planned.run_dir.path}"
     for name in stopped:
         if refusal := tell(supervisord, Verb.START, name):
             say(f"cannot start {name}: {refusal}")
     started = f"; starting {', '.join(instances[name] for name in stopped)}" if stopped else ""
     say(f"already running in {planned.run_dir.path}, supervisord pid {pid}{started}")
-    return names, f"waiting for {len(names)} in {planned.run_dir.path}"
+    return names, f"waiting for {len(names)} programs in {planned.run_dir.path}"
 
 
 def _still_there(planned: Plan) -> None:

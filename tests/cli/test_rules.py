@@ -1,0 +1,218 @@
+"""The rules by which cdnctl selects, judges and follows: tables over pure functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.messages import HealthStatus, LifecyclePhase, OutcomeKind, ProcessState, ServiceView, Verb
+from cli.durations import Duration
+from cli.exits import Exit
+from cli.fallback import Process
+from cli.orders import fulfilled
+from cli.orphans import holders
+from cli.readiness import SETTLE_S, Standing, judge
+from cli.selection import exit_of, exit_of_outcomes, is_well, select
+from cli.supervised import SETTLE_S as ENDED_FOR_S
+from cli.supervised import Pursuit, Stage, advance
+from tests.cli.support import plain, view
+
+FLEET = [view("atlas"), view("cdn-data-fabric"), view("web-1", service="web"), view("web-2", service="web")]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found", "unknown"),
+    [
+        ([], ["atlas", "cdn-data-fabric", "web-1", "web-2"], ()),
+        (["atlas"], ["atlas"], ()),
+        (["*fabric"], ["cdn-data-fabric"], ()),
+        (["web"], ["web-1", "web-2"], ()),
+        (["web-2", "web", "web-2"], ["web-1", "web-2"], ()),
+        (["*"], ["atlas", "cdn-data-fabric", "web-1", "web-2"], ()),
+        (["atlas", "nope", "no*"], ["atlas"], ("nope", "no*")),
+    ],
+)
+def test_names_select(patterns: list[str], found: list[str], unknown: tuple[str, ...]) -> None:
+    """Instances, services and globs, each service once; what matches nothing is told."""
+    selection = select(FLEET, patterns)
+    assert [service.instance for service in selection.services] == found
+    assert selection.unknown == unknown
+
+
+@pytest.mark.parametrize(
+    ("service", "well"),
+    [
+        (view("a"), True),
+        (view("a", health=HealthStatus.DEGRADED), False),
+        (view("a", health=HealthStatus.UNHEALTHY), False),
+        (view("a", health=HealthStatus.UNKNOWN), False),
+        (view("a", phase=LifecyclePhase.STARTING), False),
+        (view("a", phase=LifecyclePhase.DRAINING), False),
+        (view("a", health=HealthStatus.UNKNOWN, phase=None, seen_s=9.0), False),
+        (plain("a"), True),
+        (plain("a", health=HealthStatus.UNHEALTHY), False),
+        *((view("a", state=state), False) for state in ProcessState if state is not ProcessState.RUNNING),
+        *((plain("a", state=state), False) for state in ProcessState if state is not ProcessState.RUNNING),
+    ],
+)
+def test_who_is_well(service: ServiceView, well: bool) -> None:
+    """It runs and is healthy; of a plain program, that it runs is enough; a daemon gone silent is not well."""
+    assert is_well(service) is well
+    assert exit_of([view("b"), service]) is (Exit.OK if well else Exit.NOT_WELL)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [
+        ([OutcomeKind.DONE, OutcomeKind.DONE], Exit.OK),
+        ([OutcomeKind.DONE, OutcomeKind.FAILED, OutcomeKind.UNKNOWN], Exit.FAILED),
+        ([OutcomeKind.REJECTED], Exit.FAILED),
+        ([OutcomeKind.DONE, OutcomeKind.UNKNOWN], Exit.TIMED_OUT),
+    ],
+)
+def test_outcomes_make_the_exit_code(kinds: list[OutcomeKind], code: Exit) -> None:
+    """A failure, even of one, outweighs a time-out, which outweighs success."""
+    assert exit_of_outcomes(kinds) is code
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("2m", 120), ("1h", 3600), ("7", 7), ("1.5s", 1.5), (" 2 s ", 2)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    """A number and its unit."""
+    assert Duration().convert(text, None, None) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "0ms", "2h", "1 2s", "nan", "1e3s", "٣s", "30 seconds"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    """As a usage error, which is exit code 2."""
+    with pytest.raises(click.BadParameter) as error:
+        Duration().convert(text, None, None)
+    assert error.value.exit_code == Exit.USAGE
+
+
+LONG = SETTLE_S + 0.1
+
+
+@pytest.mark.parametrize(
+    ("service", "for_s", "standing"),
+    [
+        (view("a"), 0.0, Standing.READY),
+        (view("a", phase=LifecyclePhase.STARTING, health=HealthStatus.UNKNOWN), LONG, Standing.WAITING),
+        (view("a", health=HealthStatus.UNHEALTHY), LONG, Standing.WAITING),
+        (plain("a"), 0.0, Standing.WAITING),
+        (plain("a"), LONG, Standing.READY),
+        (plain("a", state=ProcessState.STARTING), LONG, Standing.WAITING),
+        (plain("a", state=ProcessState.BACKOFF), LONG, Standing.WAITING),
+        (plain("a", state=ProcessState.STOPPED), LONG, Standing.WAITING),
+        (plain("a", state=ProcessState.EXITED), 0.0, Standing.WAITING),
+        (plain("a", state=ProcessState.EXITED), LONG, Standing.FAILED),
+        (plain("a", state=ProcessState.FATAL), 0.0, Standing.FAILED),
+    ],
+)
+def test_who_is_ready(service: ServiceView, for_s: float, standing: Standing) -> None:
+    """Ready when it says so; an end is final only if nobody starts it again; FATAL is final at once."""
+    assert judge(service, for_s=for_s).standing is standing
+
+
+def process(state: ProcessState, pid: int | None = 7, reason: str = "") -> Process:
+    """A row of supervisord's table."""
+    return Process("web", state, pid, 0, None, reason, None, None)
+
+
+S = ProcessState
+UP = (S.RUNNING, S.STARTING, S.BACKOFF)
+DOWN = (S.STOPPED, S.EXITED, S.FATAL, S.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("verb", "stage", "states", "tell", "ended"),
+    [
+        (Verb.STOP, Stage.BEGIN, UP, Verb.STOP, None),
+        (Verb.STOP, Stage.BEGIN, (S.STOPPING,), None, None),
+        (Verb.STOP, Stage.BEGIN, DOWN, None, OutcomeKind.DONE),
+        (Verb.STOP, Stage.STOPPING, (*UP, S.STOPPING), None, None),
+        (Verb.STOP, Stage.STOPPING, DOWN, None, OutcomeKind.DONE),
+        (Verb.START, Stage.BEGIN, (S.RUNNING,), None, OutcomeKind.DONE),
+        (Verb.START, Stage.BEGIN, (S.STARTING, S.BACKOFF, S.STOPPING), None, None),
+        (Verb.START, Stage.BEGIN, DOWN, Verb.START, None),
+        (Verb.RESTART, Stage.BEGIN, UP, Verb.STOP, None),
+        (Verb.RESTART, Stage.BEGIN, (S.STOPPING,), None, None),
+        (Verb.RESTART, Stage.BEGIN, DOWN, Verb.START, None),
+        (Verb.RESTART, Stage.STOPPING, (*UP, S.STOPPING), None, None),
+        (Verb.RESTART, Stage.STOPPING, DOWN, Verb.START, None),
+        (Verb.RESTART, Stage.STARTING, (S.RUNNING,), None, OutcomeKind.DONE),
+        (Verb.START, Stage.STARTING, (S.STARTING, S.BACKOFF, S.STOPPING, S.EXITED, S.STOPPED), None, None),
+        (Verb.START, Stage.STARTING, (S.FATAL, S.UNKNOWN), None, OutcomeKind.FAILED),
+    ],
+)
+def test_an_order_through_supervisord(
+    verb: Verb, stage: Stage, states: tuple[ProcessState, ...], tell: Verb | None, ended: OutcomeKind | None
+) -> None:
+    """What is told and what is concluded, for every state that supervisord can show."""
+    for state in states:
+        _, told, kind, _ = advance(Pursuit(verb, "web", stage), process(state), 0.0)
+        assert (told, kind) == (tell, ended), state
+
+
+def test_a_start_that_ends_again_fails_once_nobody_starts_it_anew() -> None:
+    """EXITED lasts for a lap of supervisord even if the next start is due."""
+    pursuit = Pursuit(Verb.START, "web", Stage.STARTING)
+    pursuit, _, kind, _ = advance(pursuit, process(S.EXITED), 10.0)
+    assert kind is None
+    pursuit, _, kind, _ = advance(pursuit, process(S.STARTING), 10.5)
+    assert kind is None
+    pursuit, _, kind, _ = advance(pursuit, process(S.EXITED), 11.0)
+    _, _, kind, why = advance(pursuit, process(S.EXITED, reason="exit 1"), 11.0 + ENDED_FOR_S)
+    assert (kind, why) == (OutcomeKind.FAILED, "exit 1")
+
+
+@given(st.sampled_from(Verb), st.lists(st.sampled_from(ProcessState), max_size=30))
+def test_an_order_is_told_once(verb: Verb, states: list[ProcessState]) -> None:
+    """Whatever supervisord shows, each of stop and start is told at most once, and stop before start."""
+    pursuit, told = Pursuit(verb, "web"), []
+    for at, state in enumerate(states):
+        pursuit, act, ended, _ = advance(pursuit, process(state), float(at))
+        if act is not None:
+            told.append(act)
+        if ended is not None:
+            break
+    assert told in ([], [Verb.STOP], [Verb.START], [Verb.STOP, Verb.START])
+    assert verb is Verb.RESTART or told in ([], [verb])
+
+
+@pytest.mark.parametrize(
+    ("verb", "now", "kind"),
+    [
+        (Verb.RESTART, process(S.RUNNING, pid=4711), None),
+        (Verb.RESTART, process(S.RUNNING, pid=5), OutcomeKind.DONE),
+        (Verb.RESTART, process(S.FATAL, pid=None), OutcomeKind.FAILED),
+        (Verb.RESTART, None, None),
+        (Verb.START, process(S.RUNNING), OutcomeKind.DONE),
+        (Verb.START, process(S.STARTING), None),
+        (Verb.STOP, process(S.STOPPED, pid=None), OutcomeKind.DONE),
+        (Verb.STOP, process(S.BACKOFF, pid=None), None),
+        (Verb.STOP, process(S.STOPPING), None),
+    ],
+)
+def test_an_order_that_atlas_left_behind(verb: Verb, now: Process | None, kind: OutcomeKind | None) -> None:
+    """Only another process than before is a restart."""
+    assert fulfilled(verb, view("web", pid=4711), now) is kind
+
+
+def test_holders_of_locks_are_read_from_the_kernel() -> None:
+    """Only flocks on the files asked for, and only by processes of this pid namespace."""
+    table = (
+        "1: POSIX  ADVISORY  WRITE 900 fe:01:77 0 EOF\n"
+        "2: FLOCK  ADVISORY  WRITE 901 fe:01:77 0 EOF\n"
+        "2: -> FLOCK  ADVISORY  WRITE 905 fe:01:77 0 EOF\n"
+        "3: FLOCK  ADVISORY  WRITE 902 fe:02:77 0 EOF\n"
+        "4: FLOCK  ADVISORY  WRITE 0 fe:01:78 0 EOF\n"
+    )
+    inodes = {(0xFE, 1, 77): "web", (0xFE, 1, 78): "elsewhere"}
+    assert holders(table, inodes) == {"web": 901}
+    assert Path("/proc/locks").exists()
