@@ -1,4 +1,8 @@
-"""PUB: statuses and events, on their way to ATLAS. Belongs to the thread that made it."""
+"""PUB: statuses and events, on their way to ATLAS. Belongs to the thread that made it.
+
+On the wire it is a PUB; here it is an XPUB, as that shows when ATLAS subscribes.
+What was published before is lost, so that is the moment to say it again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ class Publisher:
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.PUB)
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 1000)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -24,6 +28,17 @@ class Publisher:
     def publish(self, message: Telemetry) -> None:
         """Send one message under its topic; PUB never blocks."""
         self._socket.send_multipart([topic_of(message).encode(), encode(message)], zmq.DONTWAIT)
+
+    def fileno(self) -> int:
+        """For select and poll: readable when somebody *may* have subscribed; edge-triggered."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def has_new_subscriber(self) -> bool:
+        """Whether somebody has subscribed since the last call, and so has not heard what was published before."""
+        found = False
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            found |= self._socket.recv(zmq.DONTWAIT)[:1] == b"\x01"
+        return found
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was just sent up to linger_s to leave."""

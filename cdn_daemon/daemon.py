@@ -257,6 +257,7 @@ class CDNDaemon(ServiceDaemon):
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(self._publisher.fileno(), select.POLLIN)
         due_s = time.monotonic()
         while not self.ended.is_set():
             for fd, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000):
@@ -278,7 +279,10 @@ class CDNDaemon(ServiceDaemon):
             self._on(self._posted.popleft(), now_s)
             if self.ended.is_set():
                 return
+        assert self._publisher is not None
         assert self._link is not None
+        if self._publisher.has_new_subscriber():
+            self.report()
         for command in self._link.receive():
             known = self._outcomes.get(command.id)
             if known is None:

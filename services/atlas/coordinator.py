@@ -96,7 +96,8 @@ class _Task:
     target: str
     body: DaemonCommand | NodeCommand
     incarnation: int | None
-    """Of the process that the command is about; a later one is a new process."""
+    pid: int | None
+    """Of the process that the command is about, if there is one."""
     stage: _Stage = _Stage.ASKED
     asked_s: float = 0.0
     sent_s: float | None = None
@@ -171,8 +172,9 @@ class CDNCoordinator:
             target=host,
             body=self._node_command(order.verb, name),
             incarnation=view.incarnation,
+            pid=view.pid,
         )
-        if order.verb is Verb.RESTART and view.state in _UP and view.phase is not None and name in self._agents:
+        if order.verb is Verb.RESTART and view.state in _UP and view.phase is not None:
             task.asks_daemon, task.target, task.body = True, name, Restart()
         self._tasks[task.id] = task
         text = f"{order.verb} asked by {order.asked_by}"
@@ -303,8 +305,9 @@ class CDNCoordinator:
         ready = view.state is ProcessState.RUNNING and view.phase in (None, LifecyclePhase.SERVING)
         if task.order.verb is Verb.START:
             return ready
-        speaks = task.incarnation is not None and view.phase is not None
-        return ready and (not task.asks_daemon or (speaks and (view.incarnation or 0) > (task.incarnation or 0)))
+        is_new = view.pid is not None and view.pid != task.pid
+        has_spoken = task.incarnation is None or view.incarnation != task.incarnation
+        return ready and is_new and has_spoken
 
     def _late_reason(self, task: _Task, view: ServiceView | None) -> str:
         waited = f"within {task.order.timeout_s:g} s"

@@ -1,0 +1,277 @@
+"""ATLAS for real: it sees, it carries orders out, and nothing depends on its life."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from bus.codec import encode
+from bus.commands import OperatorLink, new_id
+from bus.endpoints import RunDir
+from bus.messages import (
+    Event,
+    EventsReply,
+    EventsRequest,
+    FleetReply,
+    FleetRequest,
+    OrderOutcome,
+    OrderRequest,
+    OutcomeKind,
+    Verb,
+)
+from bus.publisher import Publisher
+from bus.subscriber import Subscriber
+from tests.bus.samples import STATUS
+from tests.support import ServiceProcess, Supervisord, is_running, until
+
+ATLAS = ("-m", "services.atlas")
+TINY = ("-m", "tests.cdn_daemon.tiny")
+FLEET = {
+    "atlas": {"command": "python -m services.atlas"},
+    "tiny": {"command": "python -m tests.cdn_daemon.tiny"},
+}
+
+
+@pytest.fixture
+def spawn(run_path: Path, request: pytest.FixtureRequest) -> Callable[..., ServiceProcess]:
+    """Starts processes in the test's run directory, and ends them afterwards."""
+
+    def start(*command: str, **env: str) -> ServiceProcess:
+        process = ServiceProcess(run_path, *command, **env)
+        request.addfinalizer(process.stop)
+        return process
+
+    return start
+
+
+@pytest.fixture
+def operator(run_dir: RunDir) -> Iterator[OperatorLink]:
+    """An operator's connection."""
+    link = OperatorLink(run_dir.operators)
+    yield link
+    link.close()
+
+
+def fleet(operator: OperatorLink) -> dict[str, Any]:
+    """Instance → view, as ATLAS answers on the operators' plane."""
+    request = FleetRequest(id=new_id())
+    operator.request(request, timeout_s=30)
+    reply = next(operator.replies(request.id, timeout_s=30))
+    assert isinstance(reply, FleetReply)
+    return {view.instance: view for view in reply.services} | {"counts": reply.counts}
+
+
+def events(operator: OperatorLink) -> list[Event]:
+    """What ATLAS remembers."""
+    request = EventsRequest(id=new_id(), limit=1000)
+    operator.request(request, timeout_s=30)
+    reply = next(operator.replies(request.id, timeout_s=30))
+    assert isinstance(reply, EventsReply)
+    return list(reply.events)
+
+
+def order(operator: OperatorLink, verb: Verb, *names: str, timeout_s: float = 60.0) -> dict[str, OrderOutcome]:
+    """Give an order and wait for every outcome."""
+    request = OrderRequest(id=new_id(), verb=verb, names=names, timeout_s=timeout_s, asked_by="test")
+    operator.request(request, timeout_s=30)
+    outcomes: dict[str, OrderOutcome] = {}
+    for reply in operator.replies(request.id, timeout_s=timeout_s + 30):
+        if isinstance(reply, OrderOutcome):
+            assert reply.name not in outcomes
+            outcomes[reply.name] = reply
+            if len(outcomes) == len(names):
+                break
+    return outcomes
+
+
+def is_well(operator: OperatorLink, *names: str) -> bool:
+    """Whether all these run and are healthy."""
+    views = fleet(operator)
+    return all(name in views and (views[name].state, views[name].health) == ("RUNNING", "healthy") for name in names)
+
+
+def test_it_sees(spawn: Callable[..., ServiceProcess], operator: OperatorLink) -> None:
+    """A service that starts is in the fleet, on the operators' plane and by HTTP alike, ATLAS itself included."""
+    atlas, tiny = spawn(*ATLAS), spawn(*TINY)
+    until(lambda: is_well(operator, "atlas", "tiny"))
+    view = fleet(operator)["tiny"]
+    assert (view.pid, view.address, view.incarnation) == (tiny.pid, tiny.url(), 1)
+    code, body = atlas.get("/api/v1/fleet")
+    answer = json.loads(body)
+    assert (code, answer["schema_version"]) == (200, 1)
+    assert [service["instance"] for service in answer["services"]] == ["atlas", "tiny"]
+    assert atlas.get("/readyz")[0] == 200
+    for path in ("/api/v1/nope", "/api/v1/../../etc/passwd"):
+        code, body = atlas.get(path)
+        assert (code, json.loads(body)["error"]["status"]) == (404, 404)
+    assert atlas.get("/api/v1/fleet", data=b"{}")[0] == 405
+
+
+def test_atlas_dies_and_comes_back(spawn: Callable[..., ServiceProcess], run_dir: RunDir) -> None:
+    """The services do not notice; the next ATLAS has the whole fleet again, with the same incarnations."""
+    atlas, tiny = spawn(*ATLAS), spawn(*TINY)
+    link = OperatorLink(run_dir.operators)
+    until(lambda: is_well(link, "atlas", "tiny"))
+    link.close()
+    os.kill(atlas.pid, signal.SIGKILL)
+    atlas.wait()
+    assert tiny.get("/") == (200, b"hello")
+    spawn(*ATLAS)
+    link = OperatorLink(run_dir.operators)
+    until(lambda: is_well(link, "atlas", "tiny"))
+    view = fleet(link)["tiny"]
+    assert (view.pid, view.incarnation) == (tiny.pid, 1)
+    link.close()
+
+
+def test_atlas_is_frozen(spawn: Callable[..., ServiceProcess], operator: OperatorLink) -> None:
+    """Stopped for longer than any silence it tolerates: on waking it accuses nobody."""
+    atlas, tiny = spawn(*ATLAS), spawn(*TINY)
+    until(lambda: is_well(operator, "atlas", "tiny"))
+    os.kill(atlas.pid, signal.SIGSTOP)
+    with pytest.raises(OSError):
+        atlas.get("/livez", timeout_s=5)
+    os.kill(atlas.pid, signal.SIGCONT)
+    until(lambda: "silence meanwhile proves nothing" in atlas.log())
+    until(lambda: is_well(operator, "atlas", "tiny"))
+    assert not [event for event in events(operator) if event.kind == "unreachable"]
+    assert tiny.process.poll() is None
+
+
+def test_a_service_falls_silent(spawn: Callable[..., ServiceProcess], operator: OperatorLink) -> None:
+    """Unreachable, with an event, and reachable again; without a warden nobody calls it dead."""
+    spawn(*ATLAS)
+    tiny = spawn(*TINY)
+    until(lambda: is_well(operator, "tiny"))
+    os.kill(tiny.pid, signal.SIGSTOP)
+    until(lambda: fleet(operator)["tiny"].state == "UNKNOWN")
+    assert fleet(operator)["tiny"].reason.startswith("unreachable: silent for")
+    os.kill(tiny.pid, signal.SIGCONT)
+    until(lambda: is_well(operator, "tiny"))
+    kinds = [event.kind for event in events(operator) if event.instance == "tiny"]
+    assert kinds[kinds.index("unreachable") :][:2] == ["unreachable", "reachable"]
+
+
+@pytest.mark.parametrize("instance", ["atlas", "atlas-2"])
+def test_a_second_atlas_refuses(spawn: Callable[..., ServiceProcess], operator: OperatorLink, instance: str) -> None:
+    """In one run directory there is one, whatever the second calls itself; the first is not disturbed."""
+    first = spawn(*ATLAS)
+    until(lambda: is_well(operator, "atlas"))
+    second = spawn(*ATLAS, CDN_INSTANCE=instance)
+    assert second.wait() == 78
+    assert "set CDN_RUN_DIR to another directory" in second.log()
+    assert first.process.poll() is None
+    assert is_well(operator, "atlas")
+
+
+def test_noise(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run_dir: RunDir) -> None:
+    """Garbage, spoofed topics, old news and large frames are counted; the fleet is what it was."""
+    atlas = spawn(*ATLAS)
+    until(lambda: is_well(operator, "atlas"))
+    context = zmq.Context()
+    pub = context.socket(zmq.PUB)
+    pub.connect(run_dir.telemetry)
+    subscriber = Subscriber(run_dir.feed, ["status/cdn-data-fabric/"])
+    publisher = Publisher(run_dir.telemetry)
+
+    def accepted() -> bool:
+        publisher.publish(STATUS)
+        return subscriber.receive(0.1) is not None
+
+    until(accepted)
+
+    def counted() -> dict[str, int]:
+        pub.send_multipart([b"status/cdn-data-fabric/", os.urandom(100)])
+        pub.send_multipart([b"status/atlas/", encode(STATUS)])
+        pub.send_multipart([b"x"])
+        pub.send_multipart([b"status/cdn-data-fabric/", encode(STATUS)])
+        counts: dict[str, int] = json.loads(atlas.get("/api/v1/fleet")[1])["counts"]
+        return counts if {"malformed", "wrong_topic", "wrong_parts", "old"} <= counts.keys() else {}
+
+    until(counted)
+    pub.send_multipart([b"status/atlas/", b"\0" * (10 << 20)])
+    for endpoint in (run_dir.agents, run_dir.operators):
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(endpoint)
+        dealer.send(os.urandom(1000))
+        dealer.send_multipart([b"a", b"b", b"c"])
+        if endpoint == run_dir.operators:
+            assert dealer.poll(30_000)
+            assert b"cannot understand the request" in dealer.recv()
+        dealer.close(linger=1000)
+    pub.close(linger=1000)
+    context.term()
+    subscriber.close()
+    publisher.close()
+    assert is_well(operator, "atlas")
+    assert atlas.process.poll() is None
+
+
+def test_orders(run_path: Path, operator: OperatorLink) -> None:
+    """Restart, stop, start and restart of what is stopped, each followed to what the fleet then shows."""
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord:
+        until(lambda: is_well(operator, "atlas", "tiny"))
+        before = fleet(operator)["tiny"]
+        outcome = order(operator, Verb.RESTART, "tiny")["tiny"]
+        after = fleet(operator)["tiny"]
+        assert (outcome.kind, outcome.reason) == (OutcomeKind.DONE, "")
+        assert (after.state, after.incarnation, after.restarts) == ("RUNNING", before.incarnation + 1, 1)
+        assert after.pid != before.pid
+        assert "told to restart by test" in supervisord.log("tiny")
+
+        assert order(operator, Verb.STOP, "tiny")["tiny"].kind is OutcomeKind.DONE
+        assert supervisord.states()["tiny"] == "STOPPED"
+        assert fleet(operator)["tiny"].state == "STOPPED"
+        assert not is_running(after.pid)
+        assert order(operator, Verb.STOP, "tiny")["tiny"].reason == "already stopped"
+        assert order(operator, Verb.START, "tiny")["tiny"].kind is OutcomeKind.DONE
+        assert supervisord.states()["tiny"] == "RUNNING"
+        assert order(operator, Verb.START, "tiny")["tiny"].reason == "already running"
+        order(operator, Verb.STOP, "tiny")
+        assert order(operator, Verb.RESTART, "tiny")["tiny"].kind is OutcomeKind.DONE
+        assert supervisord.states()["tiny"] == "RUNNING"
+        assert order(operator, Verb.STOP, "nope")["nope"].kind is OutcomeKind.REJECTED
+
+
+def test_a_frozen_service_is_restarted_all_the_same(run_path: Path, operator: OperatorLink) -> None:
+    """Its daemon cannot accept, so the warden is asked; whoever replaces it first, the order ends as done."""
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord:
+        until(lambda: is_well(operator, "atlas", "tiny"))
+        before = fleet(operator)["tiny"]
+        os.kill(supervisord.pid("tiny"), signal.SIGSTOP)
+        assert order(operator, Verb.RESTART, "tiny")["tiny"].kind is OutcomeKind.DONE
+        until(lambda: is_well(operator, "tiny"))
+        assert fleet(operator)["tiny"].pid != before.pid
+
+
+def test_a_crash_is_seen(run_path: Path, operator: OperatorLink) -> None:
+    """SIGKILL of a service: it is back, its restart is counted, and the events say so."""
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord:
+        until(lambda: is_well(operator, "atlas", "tiny"))
+        os.kill(supervisord.pid("tiny"), signal.SIGKILL)
+        until(lambda: fleet(operator)["tiny"].restarts == 1 and is_well(operator, "tiny"))
+        told = [event.text for event in events(operator) if event.instance == "tiny" and event.kind == "restart"]
+        assert len(told) == 1
+        assert told[0].startswith("started anew: #1 → #2")
+
+
+def test_the_feed_tells_events(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run_dir: RunDir) -> None:
+    """What happens to a service is published under its topic, numbered without a gap."""
+    spawn(*ATLAS)
+    until(lambda: is_well(operator, "atlas"))
+    subscriber = Subscriber(run_dir.feed, ["event/tiny/"])
+    tiny = spawn(*TINY)
+    first = until(lambda: subscriber.receive(0.1))
+    os.kill(tiny.pid, signal.SIGTERM)
+    second = until(lambda: subscriber.receive(0.1))
+    assert isinstance(first, Event)
+    assert isinstance(second, Event)
+    assert (first.kind, first.instance, second.seq - first.seq) == ("appeared", "tiny", 1)
+    subscriber.close()

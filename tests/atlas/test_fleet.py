@@ -1,0 +1,240 @@
+"""What ATLAS makes of what it hears, and what it never concludes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, NodeStatus, ProcessRow, ProcessState
+from services.atlas.fleet import UNREACHABLE_S, Fleet, Happening, Refused, is_newer
+from tests.bus.samples import STATUS
+
+
+def status(incarnation: int = 1, seq: int = 1, **changes: Any) -> DaemonStatus:
+    """A healthy, serving web-1."""
+    plain: dict[str, Any] = {
+        "service": "web",
+        "instance": "web-1",
+        "host": "h1",
+        "pid": 1000 + incarnation,
+        "phase": LifecyclePhase.SERVING,
+        "health": HealthStatus.HEALTHY,
+        "reasons": (),
+        "uptime_s": 1.0,
+    }
+    return replace(STATUS, incarnation=incarnation, seq=seq, **(plain | changes))
+
+
+def node(seq: int = 1, incarnation: int = 1, host: str = "h1", **rows: ProcessRow) -> NodeStatus:
+    """A warden's table."""
+    return NodeStatus(
+        host=host,
+        incarnation=incarnation,
+        seq=seq,
+        pid=9,
+        time_s=0.0,
+        monotonic_s=0.0,
+        processes=tuple(rows.values()),
+    )
+
+
+def row(state: ProcessState = ProcessState.RUNNING, name: str = "web-1", **changes: Any) -> ProcessRow:
+    """A row of that table."""
+    return ProcessRow(name=name, state=state, **changes)
+
+
+def kinds(happenings: list[Happening]) -> list[str]:
+    """Of the happenings."""
+    return [happening.kind for happening in happenings]
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "newer"),
+    [
+        ((5, 7, 0.0), (5, 8), True),
+        ((5, 7, 0.0), (5, 7), False),
+        ((5, 7, 0.0), (5, 6), False),
+        ((5, 7, 0.0), (6, 1), True),
+        ((5, 7, 0.0), (4, 99), False),
+        ((5, 7, -UNREACHABLE_S - 1), (1, 1), True),
+        ((5, 7, -UNREACHABLE_S - 1), (5, 7), False),
+    ],
+)
+def test_is_newer(held: tuple[int, int, float], new: tuple[int, int], newer: bool) -> None:
+    """By seq within an incarnation, by incarnation otherwise, unless the held one has fallen silent."""
+    assert is_newer(held, new, 0.0) is newer
+
+
+def test_a_life() -> None:
+    """Appears, falls ill, heals, dies, starts anew: each is told once."""
+    fleet = Fleet()
+    assert kinds(fleet.hear(status(1, 1), 0.0)) == ["appeared"]
+    assert kinds(fleet.hear(status(1, 2), 1.0)) == []
+    ill = status(1, 3, health=HealthStatus.UNHEALTHY, reasons=("store is gone",))
+    (happening,) = fleet.hear(ill, 2.0)
+    assert (happening.kind, happening.text) == ("health", "healthy → unhealthy: store is gone")
+    assert kinds(fleet.hear(status(1, 4), 3.0)) == ["health"]
+    assert kinds(fleet.hear(status(2, 1), 4.0)) == ["restart"]
+    assert kinds(fleet.tick(4.0 + UNREACHABLE_S)) == []
+    assert kinds(fleet.tick(4.1 + UNREACHABLE_S)) == ["unreachable"]
+    assert kinds(fleet.tick(5.0 + UNREACHABLE_S)) == []
+    assert kinds(fleet.hear(status(2, 2), 10.0)) == ["reachable"]
+
+
+@pytest.mark.parametrize(
+    ("late", "cause"),
+    [
+        (status(2, 3), "old"),
+        (status(2, 2), "old"),
+        (status(1, 99), "old"),
+        (status(2, 4, pid=77), "name_clash"),
+        (status(3, 1, host="elsewhere"), "name_clash"),
+    ],
+)
+def test_refused(late: DaemonStatus, cause: str) -> None:
+    """What is no news, and what claims another's name, changes nothing."""
+    fleet = Fleet()
+    fleet.hear(status(2, 3), 0.0)
+    before = fleet.views(0.5)
+    with pytest.raises(Refused) as refused:
+        fleet.hear(late, 0.5)
+    assert refused.value.cause == cause
+    assert fleet.views(0.5) == before
+
+
+def test_a_service_may_move() -> None:
+    """Another host's claim is taken once the first has fallen silent."""
+    fleet = Fleet()
+    fleet.hear(status(2, 3), 0.0)
+    fleet.hear(status(1, 1, host="h2"), UNREACHABLE_S + 1)
+    assert fleet.members["web-1"].status.host == "h2"
+
+
+def test_a_stopped_one_is_not_unreachable() -> None:
+    """It said goodbye."""
+    fleet = Fleet()
+    fleet.hear(status(1, 1, phase=LifecyclePhase.STOPPED), 0.0)
+    assert fleet.tick(1000.0) == []
+
+
+def test_atlas_was_away() -> None:
+    """Silence while ATLAS itself slept proves nothing."""
+    fleet = Fleet()
+    fleet.hear(status(), 0.0)
+    fleet.hear_node(node(web=row()), 0.0)
+    fleet.restart_windows(60.0)
+    assert fleet.tick(61.0) == []
+
+
+def test_never_dead_on_hearsay() -> None:
+    """Silence alone makes it unreachable, and its state unknown; only a warden's word makes it stopped."""
+    fleet = Fleet()
+    fleet.hear(status(), 0.0)
+    fleet.tick(100.0)
+    view = fleet.view("web-1", 100.0)
+    assert view is not None
+    assert (view.state, view.health) == (ProcessState.UNKNOWN, HealthStatus.UNKNOWN)
+    assert view.reason == "unreachable: silent for 100.0 s"
+    fleet.hear_node(node(web=row(ProcessState.RUNNING, pid=1001, uptime_s=101.0)), 100.0)
+    view = fleet.view("web-1", 100.0)
+    assert view is not None
+    assert (view.state, view.health) == (ProcessState.RUNNING, HealthStatus.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("process", "expected"),
+    [
+        (row(pid=1001, uptime_s=2.0, restarts=4), ("RUNNING", "healthy", 1001, 4, "")),
+        (row(ProcessState.STARTING, pid=2002, uptime_s=0.1), ("STARTING", "unknown", 2002, 0, "")),
+        (row(ProcessState.FATAL, reason="exit 3"), ("FATAL", "unknown", None, 0, "exit 3")),
+        (row(ProcessState.STOPPED), ("STOPPED", "unknown", None, 0, "")),
+        # a shell in between: the daemon is a child of the process that supervisord knows
+        (row(pid=1000, uptime_s=2.0), ("RUNNING", "healthy", 1000, 0, "")),
+    ],
+)
+def test_the_warden_has_the_state_and_the_daemon_the_health(process: ProcessRow, expected: tuple[Any, ...]) -> None:
+    """A daemon's word counts for the process that runs now, not for the one before it."""
+    fleet = Fleet()
+    fleet.hear(status(uptime_s=1.0), 10.0)
+    fleet.hear_node(node(web=process), 10.0)
+    view = fleet.view("web-1", 10.0)
+    assert view is not None
+    assert (view.state, view.health, view.pid, view.restarts, view.reason) == expected
+
+
+def test_a_plain_program() -> None:
+    """One without a daemon is known by its warden alone; a group's prefix is not part of its name."""
+    fleet = Fleet()
+    fleet.hear_node(node(nginx=row(name="front:nginx", pid=5, uptime_s=3.0)), 0.0)
+    (view,) = fleet.views(1.0)
+    assert (view.instance, view.state, view.health, view.uptime_s) == ("nginx", "RUNNING", "unknown", 4.0)
+    assert (view.phase, view.seen_s, view.incarnation) == (None, None, None)
+
+
+def test_a_silent_supervisord() -> None:
+    """Its table is no longer believed; what the daemons say still is."""
+    fleet = Fleet()
+    fleet.hear_node(node(web=row(pid=1001, uptime_s=1.0), other=row(name="other")), 0.0)
+    assert kinds(fleet.tick(UNREACHABLE_S + 1)) == ["unreachable"]
+    fleet.hear(status(), UNREACHABLE_S + 1)
+    other, web = fleet.views(UNREACHABLE_S + 1)
+    assert (other.state, other.reason) == (ProcessState.UNKNOWN, "supervisord on h1 is silent for 4.0 s")
+    assert (web.state, web.health) == (ProcessState.RUNNING, HealthStatus.HEALTHY)
+
+
+def test_states_of_the_table_are_told() -> None:
+    """Each change of state of a known process, with its reason."""
+    fleet = Fleet()
+    assert fleet.hear_node(node(1, web=row()), 0.0) == []
+    (happening,) = fleet.hear_node(node(2, web=row(ProcessState.BACKOFF, reason="exit 3")), 1.0)
+    assert (happening.instance, happening.kind, happening.text) == ("web-1", "state", "BACKOFF: exit 3")
+    with pytest.raises(Refused):
+        fleet.hear_node(node(2, web=row()), 1.0)
+    assert kinds(fleet.hear_node(node(1, 2, web=row()), 1.0)) == ["state"]
+
+
+class Model:
+    """The smallest thing that knows what the fleet should: the newest status heard, and when."""
+
+    def __init__(self) -> None:
+        self.newest: tuple[int, int] | None = None
+        self.heard_s = 0.0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 4),  # incarnation
+            st.integers(1, 6),  # seq
+            st.sampled_from(HealthStatus),
+            st.floats(0.0, 1.0),  # seconds since the last message
+        ),
+        max_size=60,
+    )
+)
+def test_any_history(messages: list[tuple[int, int, HealthStatus, float]]) -> None:
+    """Lost, doubled and reordered messages: the newest heard wins, nothing goes back, nothing is unreachable."""
+    fleet, model, now_s = Fleet(), Model(), 0.0
+    for incarnation, seq, health, after_s in messages:
+        now_s += after_s
+        silent_s = now_s - model.heard_s
+        message = status(incarnation, seq, health=health)
+        is_news = model.newest is None or (incarnation, seq) > model.newest
+        if is_news or (silent_s > UNREACHABLE_S and model.newest is not None and incarnation != model.newest[0]):
+            fleet.hear(message, now_s)
+            model.newest, model.heard_s = (incarnation, seq), now_s
+            view = fleet.view("web-1", now_s)
+            assert view is not None
+            assert (view.incarnation, view.health) == (incarnation, health)
+        else:
+            with pytest.raises(Refused):
+                fleet.hear(message, now_s)
+        for happening in fleet.tick(now_s):
+            assert happening.kind == "unreachable"
+            assert now_s - model.heard_s > UNREACHABLE_S
+    held = fleet.members.get("web-1")
+    assert (held and (held.status.incarnation, held.status.seq)) == model.newest
