@@ -16,8 +16,8 @@ from types import FrameType
 class Waker:
     """A dispatcher for supervisord's socket map. Arm it after daemonising: a fork drops timers."""
 
-    def __init__(self, woken: Callable[[bool], None]) -> None:
-        """woken is called in the loop, with whether the timer was among what woke it; it must not raise."""
+    def __init__(self, woken: Callable[[bytes], None]) -> None:
+        """woken is called in the loop, with the numbers of the signals that woke it; it must not raise."""
         self._woken = woken
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._period_s = 0.0
@@ -27,6 +27,11 @@ class Waker:
     def fileno(self) -> int:
         """The end that the loop listens to."""
         return self._reader
+
+    @property
+    def period_s(self) -> float:
+        """The timer's period."""
+        return self._period_s
 
     def every(self, period_s: float) -> None:
         """Have the timer go off at that period."""
@@ -65,7 +70,7 @@ class Waker:
             woken_by = os.read(self._reader, 65536)
         except BlockingIOError:
             return
-        self._woken(signal.SIGALRM in woken_by)
+        self._woken(woken_by)
 
     def handle_write_event(self) -> None:
         """Never asked for."""

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+from cdn_daemon.warden.judge import Sample, ThreadSample
+
+_MAX_THREADS = 64
+"""Threads looked at: the oldest, main thread and daemon among them."""
+
 _MAX_GENERATIONS = 64
 """How far up a chain of parents is followed; a chain this long is no honest child's."""
 
@@ -33,10 +38,48 @@ def parent(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
-def _stat(pid: int) -> list[bytes] | None:
-    """/proc/pid/stat from its third field, the state, on; the second, the name, may hold anything."""
+def _stat(pid: int, tid: int | None = None) -> list[bytes] | None:
+    """Its (or one thread's) stat from the third field, the state, on; the second, the name, may hold anything."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
     except OSError:
         return None
+
+
+def sample(pid: int, at_s: float) -> Sample | None:
+    """What the kernel says of a process and its threads at this moment; None if it is gone."""
+    main = _stat(pid)
+    if main is None:
+        return None
+    threads: dict[int, ThreadSample] = {}
+    try:
+        for tid in sorted(map(int, os.listdir(f"/proc/{pid}/task")))[:_MAX_THREADS]:
+            fields = _stat(pid, tid)
+            if fields is not None:
+                cpu_s, waited_s = _schedstat(pid, tid)
+                threads[tid] = ThreadSample(fields[0].decode(), cpu_s, waited_s)
+    except OSError:
+        return None
+    return Sample(at_s=at_s, state=main[0].decode(), traced=_is_traced(pid), threads=threads)
+
+
+def _schedstat(pid: int, tid: int) -> tuple[float, float | None]:
+    """CPU time and time runnable without running, in seconds; a kernel without CONFIG_SCHED_INFO knows neither."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/schedstat", "rb") as file:
+            cpu_ns, waited_ns, _ = file.read().split()
+    except (OSError, ValueError):
+        return 0.0, None
+    return int(cpu_ns) / 1e9, int(waited_ns) / 1e9
+
+
+def _is_traced(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"TracerPid:"):
+                    return line.split()[1] != b"0"
+    except OSError:
+        return False
+    return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bus.messages import ProcessRow, ProcessState
+from cdn_daemon.warden.judge import Sample
 from cdn_daemon.warden.policy import History
+from cdn_daemon.warden.sdnotify import Notice
 from cdn_daemon.warden.settings import Settings
 
 
@@ -24,8 +27,48 @@ class Incarnation:
     """It has said STOPPING=1."""
     extended_until_s: float = 0.0
     """By its EXTEND_TIMEOUT_USEC=, start and silence are not judged before."""
+    stopping_since_s: float = 0.0
+    """When it said STOPPING=1."""
+    main_pid: int | None = None
+    """By its MAINPID=, if that is one of its processes: whom to look at when it is silent."""
+    watchdog_s: float | None = None
+    """By its WATCHDOG_USEC=, in place of what supervisord.conf says."""
+    heard_s: float | None = None
+    """Its last WATCHDOG=1, or excused until; None before the first."""
+    trigger: str | None = None
+    """It has said WATCHDOG=trigger, with its last STATUS."""
+    stopped_since_s: float | None = None
+    """When the kernel reported that a signal has stopped it."""
+    suspected: Sample | None = None
+    """What /proc said of it when it became suspect."""
+    spared: str = ""
+    """Why a silence over its limit was excused, the first time."""
     verdict: str = ""
     """Why it was killed by us; empty if it was not."""
+    kill_due_s: float | None = None
+    """When SIGKILL follows on what was sent to it first."""
+
+    def hear(self, notice: Notice, sender_belongs: Callable[[int], bool], now_s: float) -> None:
+        """Take in what it says of itself. READY=1 is the Program's matter."""
+        if notice.status is not None:
+            self.status = notice.status
+        if notice.errno is not None:
+            self.errno = notice.errno
+        if notice.stopping and not self.stopping:
+            self.stopping = True
+            self.stopping_since_s = now_s
+        if notice.main_pid is not None and sender_belongs(notice.main_pid):
+            self.main_pid = notice.main_pid
+        if notice.watchdog_s is not None:
+            self.watchdog_s = notice.watchdog_s
+        if notice.extend_s is not None:
+            self.extended_until_s = now_s + notice.extend_s
+        if notice.beat:
+            self.heard_s = now_s
+            self.suspected = None
+            self.spared = ""
+        if notice.trigger:
+            self.trigger = self.status
 
 
 @dataclass
@@ -56,6 +99,22 @@ class Program:
     def is_ready(self) -> bool:
         """Whether its present incarnation does what it is for, as far as we are told."""
         return self.state is ProcessState.RUNNING
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its READY=1 is."""
+        return self.settings.notifies and self.state is ProcessState.STARTING
+
+    def overdue(self, now_s: float, stop_wait_s: float) -> str:
+        """What it should have done by now; empty if it has time, or has been convicted already."""
+        life = self.now
+        if life is None or life.pid is None or life.verdict or now_s < life.extended_until_s:
+            return ""
+        if self.is_awaited and now_s >= life.spawned_s + self.settings.ready_s:
+            return f"not ready within {self.settings.ready_s:g} s"
+        if self.state is ProcessState.RUNNING and life.stopping and now_s >= life.stopping_since_s + stop_wait_s:
+            return f"said STOPPING=1 and did not end within {stop_wait_s:g} s"
+        return ""
 
     def why(self, waiting_for: tuple[str, ...]) -> str:
         """Why it is not running, in words; empty when it is."""

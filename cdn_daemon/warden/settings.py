@@ -11,6 +11,9 @@ key                default  meaning
                             of this project's (``python -m services.…``, ``cdn-run``), else simple
 ``depends_on``              programs that must be ready before this one is started, separated by commas
 ``ready_s``        30       how long a program of type notify may take to READY=1
+``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. auto: 0.6 for
+                            this project's programs, which beat ten times a second, 0 for others; they may ask
+                            for it themselves by WATCHDOG_USEC=
 ``restart_budget`` 5        starts in 60 s; the next failure quarantines it
 =================  =======  ==================================================================================
 
@@ -28,6 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cdn_daemon.warden.judge import DEFAULT_SILENCE_S
 from cdn_daemon.warden.policy import Limits
 
 _SECTIONS = ("program:", "eventlistener:", "fcgi-program:")
@@ -44,10 +48,12 @@ class Settings:
     notifies: bool = False
     depends_on: tuple[str, ...] = ()
     ready_s: float = 30.0
+    watchdog_s: float = 0.0
+    """0.0: its silence is not judged."""
     limits: Limits = field(default_factory=Limits)
 
 
-KEYS = ("type", "depends_on", "ready_s", "restart_budget")
+KEYS = ("type", "depends_on", "ready_s", "watchdog_s", "restart_budget")
 
 
 def settings_of(name: str, command: str, own: Mapping[str, str], default: Mapping[str, str]) -> Settings:
@@ -63,8 +69,18 @@ def settings_of(name: str, command: str, own: Mapping[str, str], default: Mappin
     budget = _number(where, "restart_budget", told.get("restart_budget", "5"), at_least=1)
     if budget != int(budget):
         raise SettingsError(f"cannot use restart_budget={budget} of {where}: it must be a whole number")
+    is_ours = _is_ours(command)
+    watchdog = told.get("watchdog_s", "auto").strip()
+    if watchdog == "auto":
+        watchdog_s = DEFAULT_SILENCE_S if is_ours else 0.0
+    else:
+        watchdog_s = _number(where, "watchdog_s", watchdog, at_least=0.0)
+    notifies = kind == "notify" or (kind == "auto" and is_ours)
+    if watchdog_s and not notifies and watchdog != "auto" and "watchdog_s" in own:
+        raise SettingsError(f"cannot use watchdog_s={watchdog} of {where}: its type is simple, it sends no WATCHDOG=1")
     return Settings(
-        notifies=kind == "notify" or (kind == "auto" and _is_ours(command)),
+        notifies=notifies,
+        watchdog_s=watchdog_s if notifies else 0.0,
         depends_on=tuple(part for part in told.get("depends_on", "").replace(",", " ").split() if part),
         ready_s=_number(where, "ready_s", told.get("ready_s", "30"), at_least=0.1),
         limits=Limits(budget=int(budget)),

@@ -20,18 +20,23 @@ from bus.messages import NodeStatus, ProcessState
 from cdn_daemon.warden import policy, reach
 from cdn_daemon.warden.boundary import Boundary, guarded
 from cdn_daemon.warden.inbox import Inbox
+from cdn_daemon.warden.judge import LATE_S, Finding
 from cdn_daemon.warden.loop import Listener, Waker
 from cdn_daemon.warden.node import Node
 from cdn_daemon.warden.orders import Goal
+from cdn_daemon.warden.procfs import belongs_to
 from cdn_daemon.warden.program import Incarnation, Program
 from cdn_daemon.warden.reach import Process, Step, Supervisord
 from cdn_daemon.warden.sdnotify import Notice
 from cdn_daemon.warden.settings import read, settings_of
+from cdn_daemon.warden.watch import Watch
 
 TICK_S = 0.1
 BUSY_TICK_S = 0.02
 """The tick while somebody waits: a program for its READY to be heard, or an order for its end."""
 REPORT_S = 1.0
+ABORT_GRACE_S = 0.2
+"""From SIGABRT to SIGKILL: enough for the stacks of a hundred threads, not for a core dump of gigabytes."""
 
 _OPERATOR = "an operator"
 _NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
@@ -50,7 +55,7 @@ class Warden:
         self._defaults = dict(defaults)
         self._programs: dict[str, Program] = {}
         self._processes: dict[str, Process] = {}
-        self._names: dict[int, Program] = {}
+        self._watch = Watch(self._logger.warn)
         self._waker: Waker | None = None
         self._inbox: Inbox | None = None
         self._node: Node | None = None
@@ -106,7 +111,7 @@ class Warden:
         program = Program(name=name, settings=settings, log=reach.log_path(process), state=reach.state(process))
         self._programs[name] = program
         self._processes[name] = process
-        self._names[id(process)] = program
+        process.program = program
         reach.adopt(process, self)
         return program
 
@@ -121,8 +126,8 @@ class Warden:
     def _group_removed(self, event: object) -> None:
         present = {reach.full_name(process) for process in reach.processes(self._supervisord)}
         for name in set(self._programs) - present:
-            del self._names[id(self._processes.pop(name))]
             del self._programs[name]
+            del self._processes[name]
             if self._inbox is not None:
                 self._inbox.close_one(name)
 
@@ -131,7 +136,7 @@ class Warden:
     @guarded(Step.STOCK)
     def next_step(self, process: Process) -> Step:
         """What the process does this turn of the loop."""
-        program = self._names[id(process)]
+        program = _program(process)
         if program.stock:
             return Step.STOCK
         now_s = time.monotonic()
@@ -154,7 +159,7 @@ class Warden:
     @guarded(True)
     def may_spawn(self, process: Process) -> bool:
         """An operator starts it: what was held against it is forgotten."""
-        program = self._names[id(process)]
+        program = _program(process)
         program.history = policy.History()
         program.due_s = None
         program.stock = False
@@ -163,7 +168,7 @@ class Warden:
     @guarded(None)
     def spawned(self, process: Process) -> None:
         """A spawn was tried."""
-        program = self._names[id(process)]
+        program = _program(process)
         now_s = time.monotonic()
         program.starts += 1
         program.due_s = None
@@ -178,16 +183,18 @@ class Warden:
     @guarded(_NOTHING_MORE)
     def child_environment(self, process: Process) -> Mapping[str, str]:
         """What tells the child where we are."""
-        name = self._names[id(process)].name
-        inbox = self._inbox
-        return {"CDN_RUN_DIR": str(self._run_dir.path)} | (
-            {"NOTIFY_SOCKET": str(inbox.path(name))} if inbox is not None and inbox.has(name) else {}
-        )
+        program = _program(process)
+        told = {"CDN_RUN_DIR": str(self._run_dir.path)}
+        if self._inbox is not None and self._inbox.has(program.name):
+            told["NOTIFY_SOCKET"] = str(self._inbox.path(program.name))
+            if program.settings.watchdog_s:
+                told["WATCHDOG_USEC"] = str(int(program.settings.watchdog_s * 1e6))
+        return told
 
     @guarded(True)
     def ending(self, process: Process) -> bool:
         """Hear its last words; whether it was ready. What does not notify counts as ready."""
-        program = self._names[id(process)]
+        program = _program(process)
         self._hear(time.monotonic())
         return not program.settings.notifies or program.is_ready
 
@@ -197,10 +204,10 @@ class Warden:
             self._finished(process, wait_status)
         except Exception as error:  # noqa: BLE001 - supervisord decides this time
             self.boundary.survived("finished", error)
-            self._names[id(process)].stock = True
+            _program(process).stock = True
 
     def _finished(self, process: Process, wait_status: int) -> None:
-        program = self._names[id(process)]
+        program = _program(process)
         now_s = time.monotonic()
         life = program.now or Incarnation(pid=None, spawned_s=now_s)
         life.pid = None
@@ -243,7 +250,7 @@ class Warden:
     @guarded(None)
     def changed(self, process: Process, old: ProcessState, new: ProcessState) -> None:
         """It is in another state: the loop turns once more, and the table goes out."""
-        program = self._names[id(process)]
+        program = _program(process)
         now_s = time.monotonic()
         program.state = new
         if new is ProcessState.RUNNING and program.now is not None:
@@ -265,14 +272,22 @@ class Warden:
 
     # -- our turn of the loop -----------------------------------------------------------------------------
 
-    def _woken(self, by_timer: bool) -> None:
+    def _woken(self, signals: bytes) -> None:
         """A signal came, a state has changed, or the timer went off."""
         now_s = time.monotonic()
-        if by_timer or now_s - self._ticked_s >= TICK_S:
+        if signal.SIGCHLD in signals:
+            self._note_stops(now_s)
+        if signal.SIGALRM in signals or now_s - self._ticked_s >= TICK_S:
+            period_s = self._waker.period_s if self._waker is not None else TICK_S
+            late_s = max(0.0, now_s - self._ticked_s - period_s)
             self._ticked_s = now_s
             self._hear(now_s)
-            self._look(now_s)
+            self._look(late_s, now_s)
         self._tell(now_s)
+
+    @guarded(None)
+    def _note_stops(self, now_s: float) -> None:
+        self._watch.stopped(self._programs.values(), now_s)
 
     @guarded(None)
     def _hear(self, now_s: float) -> None:
@@ -289,47 +304,61 @@ class Warden:
     def _heard(self, program: Program, notice: Notice, now_s: float) -> None:
         life = program.now
         assert life is not None
-        if notice.status is not None:
-            life.status = notice.status
-        if notice.errno is not None:
-            life.errno = notice.errno
-        if notice.stopping:
-            life.stopping = True
-        if notice.extend_s is not None:
-            life.extended_until_s = now_s + notice.extend_s
+        root_pid = life.pid or 0
+        life.hear(notice, lambda pid: belongs_to(pid, root_pid), now_s)
         if notice.malformed:
             self.boundary.counts["notify_malformed_lines"] += notice.malformed
         if notice.ready and program.settings.notifies and program.state is ProcessState.STARTING:
             reach.set_running(self._processes[program.name])
 
     @guarded(None)
-    def _look(self, now_s: float) -> None:
-        """Who has had its time?"""
-        somebody_waits = self._node is not None and self._node.is_waiting
-        for program in self._programs.values():
-            if program.state is not ProcessState.STARTING or not program.settings.notifies:
-                continue
-            somebody_waits = True
+    def _look(self, late_s: float, now_s: float) -> None:
+        """Who has had its time, and who is hung?"""
+        programs = self._programs.values()
+        if late_s > LATE_S:
+            self.boundary.counts["late_ticks"] += 1
+            self._watch.excuse(programs, late_s, now_s)
+        is_busy = self._node is not None and self._node.is_waiting
+        for program in programs:
             life = program.now
-            if life is None or life.pid is None or life.verdict:
+            if life is None or life.pid is None:
                 continue
-            if now_s >= max(life.spawned_s + program.settings.ready_s, life.extended_until_s):
-                self._kill(program, f"not ready within {program.settings.ready_s:g} s")
+            if life.kill_due_s is not None and now_s >= life.kill_due_s:
+                life.kill_due_s = None
+                self._signal_group(life.pid, signal.SIGKILL)
+            overdue = program.overdue(now_s, reach.stop_wait_s(self._processes[program.name]))
+            if overdue:
+                self._convict(program, overdue, signal.SIGABRT, now_s)
+            is_busy = is_busy or life.kill_due_s is not None or program.is_awaited
+        for verdict in self._watch.tick(programs, late_s, now_s):
+            first = signal.SIGKILL if verdict.finding is Finding.STOPPED else signal.SIGABRT
+            self._convict(self._programs[verdict.name], verdict.text, first, now_s)
         if self._waker is not None:
-            self._waker.every(BUSY_TICK_S if somebody_waits else TICK_S)
+            self._waker.every(BUSY_TICK_S if is_busy or self._watch.has_suspects else TICK_S)
 
-    def _kill(self, program: Program, verdict: str) -> None:
-        """End a process by our judgement; its end is then treated as a crash."""
+    def _convict(self, program: Program, verdict: str, first: signal.Signals, now_s: float) -> None:
+        """End a process by our judgement; its end is then treated as a crash.
+
+        SIGABRT comes first where it can: faulthandler then writes the stacks of all threads to the log,
+        even while the interpreter is held.
+        """
         life = program.now
         assert life is not None
         assert life.pid is not None
         life.verdict = verdict
         self.boundary.counts["verdicts"] += 1
-        self._logger.warn(f"killing '{program.name}' ({life.pid}) with SIGKILL: {verdict}")
+        self._logger.warn(f"killing '{program.name}' ({life.pid}) with {first.name}: {verdict}")
+        if first is signal.SIGKILL:
+            self._signal_group(life.pid, first)
+        else:
+            life.kill_due_s = now_s + ABORT_GRACE_S
+            os.kill(life.pid, first)
+
+    def _signal_group(self, pid: int, number: signal.Signals) -> None:
         try:
-            os.killpg(life.pid, signal.SIGKILL)  # supervisor makes every child the leader of its own group
+            os.killpg(pid, number)  # supervisor makes every child the leader of its own group
         except ProcessLookupError:
-            os.kill(life.pid, signal.SIGKILL)  # it has not got so far yet, or has left for a session of its own
+            os.kill(pid, number)  # it has not got so far yet, or has left for a session of its own
 
     @guarded(None)
     def _tell(self, now_s: float) -> None:
@@ -393,6 +422,11 @@ class Warden:
         except ValueError:
             return f"there is no signal {number}"
         return reach.send_signal(self._processes[name], number)
+
+
+def _program(process: Process) -> Program:
+    program: Program = process.program
+    return program
 
 
 def private_run_dir(supervisord: Supervisord) -> Path:

@@ -1,0 +1,113 @@
+"""Keeps the judge's books: who was heard when, and what /proc said of those who were not.
+
+judge.py decides; this file samples, bounded in what it does in one tick. Only a
+program that has sent WATCHDOG=1 in its present life is watched at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from bus.messages import ProcessState
+from cdn_daemon.warden import procfs
+from cdn_daemon.warden.judge import Finding, Observations, Verdict, Watched, compare, excuse, judge
+from cdn_daemon.warden.program import Incarnation, Program
+
+_MAX_SAMPLED = 16
+"""Processes looked at in /proc in one tick: about 0.2 ms each. The rest wait for the next."""
+
+
+class Watch:
+    """The judge's eyes."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self.held_until_s = 0.0
+        """Nobody is judged before; by an operator's word."""
+        self.spared = 0
+        """How often a silence over the limit was excused."""
+        self.late_ticks = 0
+        self.has_suspects = False
+
+    def stopped(self, programs: Iterable[Program], now_s: float) -> None:
+        """Note which children a signal has stopped, as the kernel reports it with SIGCHLD."""
+        while True:
+            try:
+                report = os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if report is None or not report.si_pid:
+                return
+            for program in programs:
+                if program.now is not None and program.now.pid == report.si_pid:
+                    program.now.stopped_since_s = now_s
+
+    def excuse(self, programs: Iterable[Program], late_s: float, now_s: float) -> None:
+        """Charge nobody for what was not looked at; late_s over a second starts all windows anew."""
+        for program in programs:
+            life = program.now
+            if life is not None and life.heard_s is not None:
+                life.heard_s = excuse(life.heard_s, late_s, now_s)
+                life.suspected = None
+
+    def tick(self, programs: Iterable[Program], late_s: float, now_s: float) -> list[Verdict]:
+        """Judge those who are watched, in one tick; the convictions."""
+        watched: list[Watched] = []
+        lives: dict[str, Incarnation] = {}
+        sampled = 0
+        for program in programs:
+            life = program.now
+            if life is None or not _is_watched(program, life):
+                continue
+            limit_s = _limit_s(program, life)
+            evidence = None
+            if life.suspected is not None and sampled < _MAX_SAMPLED:
+                sampled += 1
+                sample = procfs.sample(life.main_pid or life.pid or 0, now_s)
+                if sample is not None:
+                    evidence = compare(life.suspected, sample)
+                    if sample.state != "T":
+                        life.stopped_since_s = None
+            lives[program.name] = life
+            watched.append(
+                Watched(
+                    name=program.name,
+                    limit_s=limit_s,
+                    heard_s=life.heard_s if life.heard_s is not None else now_s,
+                    extended_until_s=life.extended_until_s,
+                    trigger=life.trigger,
+                    stopped_since_s=life.stopped_since_s,
+                    evidence=evidence,
+                )
+            )
+        convicted: list[Verdict] = []
+        self.has_suspects = False
+        for verdict in judge(now_s, Observations(tuple(watched), late_s, held=now_s < self.held_until_s)):
+            life = lives[verdict.name]
+            self.has_suspects = True
+            if verdict.finding is Finding.SUSPECT and life.suspected is None:
+                life.suspected = procfs.sample(life.main_pid or life.pid or 0, now_s)
+            elif verdict.finding is Finding.SPARED:
+                self._spare(life, verdict)
+            elif verdict.finding in (Finding.STOPPED, Finding.HUNG):
+                convicted.append(verdict)
+        return convicted
+
+    def _spare(self, life: Incarnation, verdict: Verdict) -> None:
+        if not life.spared:
+            life.spared = verdict.text
+            self.spared += 1
+            self._log(f"'{verdict.name}' {verdict.text}")
+
+
+def _is_watched(program: Program, life: Incarnation) -> bool:
+    if life.pid is None or life.verdict or program.state is not ProcessState.RUNNING:
+        return False
+    if life.trigger is not None:
+        return True
+    return life.heard_s is not None and not life.stopping and _limit_s(program, life) > 0.0
+
+
+def _limit_s(program: Program, life: Incarnation) -> float:
+    return program.settings.watchdog_s if life.watchdog_s is None else life.watchdog_s
