@@ -90,3 +90,13 @@ class UpstreamError(Exception):
             service=service,
             instance=instance,
         )
+
+
+def connect_timeout(authority: str, connect_s: float) -> UpstreamError:
+    """Nobody answers there."""
+    return UpstreamError("connect_timeout", f"no connection to {authority} within {connect_s:g} s", status=504)
+
+
+def connect_failed(authority: str, error: OSError) -> UpstreamError:
+    """Refused, or out of reach."""
+    return UpstreamError("connect_failed", f"no connection to {authority}: {error.strerror or error}")

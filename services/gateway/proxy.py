@@ -26,6 +26,8 @@ from services.gateway.upstream import Connection, Pool
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 """RFC 9110 §9.2.2."""
 NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
+NAMED_MAX = 100
+"""Services that a 404 names."""
 CONTINUE_S = 1.0
 """How long a client that expects 100 Continue waits for the instance to say so; then it is said for it."""
 
@@ -111,7 +113,7 @@ def targets_of(table: Table, service: str) -> Sequence[Target]:
     """The instances that take the service's traffic; raises Refusal if there are none."""
     targets = table.routes.get(service)
     if targets is None:
-        known = ", ".join(sorted(table.routes)[:20]) or "none yet"
+        known = ", ".join(sorted(table.routes)[:NAMED_MAX]) or "none yet"
         raise Refusal(
             404,
             f"cannot route to {service}: no such service",
@@ -201,6 +203,7 @@ class _Exchange:
         self._send = send
         self._sent = request.body is None
         self._body_begun = False
+        self._answering = asyncio.Event()
         self.started = False
         """The client has been sent the head of the answer."""
         self.reused = False
@@ -245,6 +248,7 @@ class _Exchange:
             kept.append((b"connection", b"close"))  # whether the client now sends its body is its own affair
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
+        self._answering.set()
         try:
             while True:
                 async with asyncio.timeout(settings.stall_s):
@@ -274,6 +278,7 @@ class _Exchange:
     async def _pass_body(self, connection: Connection) -> None:
         request, settings = self._request, self._settings
         if request.expects and not await self._may_continue(connection):
+            await self._answering.wait()  # to ask the server for anything before that would have it say 100 Continue
             return
         self._body_begun = True
         assert request.body is not None

@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 from cdn_daemon.web import Receive, Scope, Send
 from services.gateway.balance import Balance, Ledger
-from services.gateway.errors import CONNECT_KINDS, ClientGone, UpstreamError
+from services.gateway.errors import CONNECT_KINDS, ClientGone, UpstreamError, connect_failed, connect_timeout
 from services.gateway.headers import HeaderList, response_headers
 from services.gateway.proxy import Request, admit, targets_of
 from services.gateway.routes import Table, Target
@@ -33,10 +33,22 @@ BAD_GATEWAY = 1014
 class _Connect(connect):
     """websockets' connect, to exactly the path given, and never following a redirect."""
 
-    def __init__(self, target: Target, request: Request, **options: Any) -> None:
+    def __init__(self, target: Target, request: Request, connect_s: float, **options: Any) -> None:
         super().__init__(f"ws://{target.authority}/", **options)
+        self._connect_s = connect_s
         path, _, query = request.path.decode("ascii").partition("?")
         self.ws_uri = replace(self.ws_uri, path=path, query=query)
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        """As Pool.take: with a patience of its own, and failing in its own way, as nothing was sent yet."""
+        authority = f"{self.ws_uri.host}:{self.ws_uri.port}"
+        try:
+            async with asyncio.timeout(self._connect_s):
+                return await super().open_tcp_connection()
+        except TimeoutError as error:
+            raise connect_timeout(authority, self._connect_s) from error
+        except OSError as error:
+            raise connect_failed(authority, error) from error
 
     def process_redirect(self, exc: Exception) -> Exception:
         """Leave it to the client."""
@@ -98,6 +110,7 @@ class Tunnel:
         opening = _Connect(
             target,
             request,
+            settings.connect_s,
             subprotocols=subprotocols or None,
             additional_headers=headers,
             user_agent_header=None,
@@ -114,8 +127,7 @@ class Tunnel:
             text = f"no answer within {settings.answer_s:g} s"
             raise UpstreamError("answer_timeout", text, status=504) from error
         except OSError as error:
-            text = f"no connection to {target.authority}: {error.strerror or error}"
-            raise UpstreamError("connect_failed", text) from error
+            raise UpstreamError("closed", "it closed the connection without an answer") from error
         except InvalidMessage as error:
             raise UpstreamError("bad_answer", f"its answer is not HTTP/1.1: {error}") from error
         except InvalidHandshake as error:

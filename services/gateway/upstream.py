@@ -15,7 +15,7 @@ from typing import cast
 
 import httptools
 
-from services.gateway.errors import UpstreamError
+from services.gateway.errors import UpstreamError, connect_failed, connect_timeout
 from services.gateway.headers import HeaderList, has_control, nominated
 
 HIGH_WATER_BYTES = 256 << 10
@@ -296,11 +296,9 @@ class Pool:
                     lambda: Connection(self, key), host, port
                 )
         except TimeoutError as error:
-            text = f"no connection to {host}:{port} within {self._connect_s:g} s"
-            raise UpstreamError("connect_timeout", text, status=504) from error
+            raise connect_timeout(f"{host}:{port}", self._connect_s) from error
         except OSError as error:
-            text = f"no connection to {host}:{port}: {error.strerror or error}"
-            raise UpstreamError("connect_failed", text) from error
+            raise connect_failed(f"{host}:{port}", error) from error
         return connection
 
     def put(self, connection: Connection) -> None:
