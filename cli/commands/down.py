@@ -32,7 +32,6 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
     gone, so that the next cdnctl up finds nothing in its way. Services that outlived a supervisord which was
     killed are told to end, too.
 
-    \b
     Exit code: 0 nothing runs any more, also if nothing did; 1 supervisord does not answer; 124 something still
     ran when the time was over.
 

@@ -46,7 +46,6 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
     State changes, restarts, health, commands and their outcome, as ATLAS heard of them; NAME is an instance
     or a glob. Times are local; JSON has them as RFC 3339 in UTC.
 
-    \b
     Exit code: 0 shown, 4 ATLAS does not answer, 130 interrupted.
 
     \b

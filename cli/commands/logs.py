@@ -35,7 +35,6 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
     The log is what the service wrote to stdout and stderr. Following goes on across rotation and restarts.
     With several services every line begins with the name of its own.
 
-    \b
     Exit code: 0 shown, 4 a name is unknown or its log cannot be read, 130 interrupted.
 
     \b

@@ -16,7 +16,6 @@ def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: 
 
     Each drains, ends, and is done when its next incarnation is ready. A stopped service is started.
 
-    \b
     Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known
     to be done when the time was over.
 

@@ -17,7 +17,6 @@ def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: 
     Done is a service that runs and says that it is ready; a program without a daemon is done when it runs.
     What runs already is left alone.
 
-    \b
     Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known
     to be done when the time was over.
 

@@ -22,7 +22,6 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
     process, HEALTH the service's own judgement, CPU percent of one core, SEEN the time since it was last heard.
     If ATLAS does not answer, supervisord is asked; what only ATLAS knows is then shown as "-".
 
-    \b
     Exit code: 0 all of them run and are healthy, 3 one does not run or is not healthy (starting and backing
     off included), 4 a name is unknown or the state cannot be obtained.
 
@@ -30,7 +29,7 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
     Examples:
       cdnctl status
       cdnctl status gateway-primary '*fabric'
-      cdnctl status --json | jq -r '.services[] | select(.health != "healthy") | .instance'
+      cdnctl status --json | jq -r '.services[].address'
     """
     fleet = see(run_dir_of(ctx), "show status", gone=Exit.UNKNOWN)
     chosen = select(fleet.services, names)

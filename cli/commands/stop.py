@@ -17,7 +17,6 @@ def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: 
     A stopped service stays down until it is started. What does not end within its stopwaitsecs of
     supervisord.conf is killed. To stop everything, supervisord too: cdnctl down.
 
-    \b
     Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known
     to be done when the time was over.
 

@@ -38,14 +38,13 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: b
     Everything made at run time is in run/ beside the configuration, or in $CDN_RUN_DIR. Other CDN_* variables
     reach every service: CDN_PORT=0 lets each choose a free port.
 
-    \b
     Exit code: 0 all are ready, 1 supervisord or one of them is not; the reason and the end of its log are shown.
 
     \b
     Examples:
       cdnctl up
       cdnctl up -c /etc/cdn/supervisord.conf --timeout 2m
-      CDN_RUN_DIR=/tmp/second CDN_PORT=0 cdnctl up
+      CDN_RUN_DIR=~/second CDN_PORT=0 cdnctl up
     """
     planned = plan(config, ctx.obj)
     rise = None

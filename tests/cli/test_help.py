@@ -1,0 +1,87 @@
+"""Help, usage and version; and that help costs hardly more than click."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.exits import Exit
+from cli.main import COMMANDS
+from cli.main import cdnctl as group
+from tests.cli.support import CDNCTL, cdnctl
+
+ROUNDS = 15
+
+
+def test_help_names_every_command(run_path: Path) -> None:
+    """With the line that its own help begins with."""
+    done = cdnctl(run_path, "--help")
+    assert done.returncode == Exit.OK
+    for name, line in COMMANDS.items():
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert command.name == name
+        assert (command.help or "").splitlines()[0] == line
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_and_exit_codes(run_path: Path, name: str) -> None:
+    """Its help is enough to use it."""
+    done = cdnctl(run_path, name, "--help")
+    assert done.returncode == Exit.OK
+    assert "Examples:" in done.stdout
+    assert f"cdnctl {name}" in done.stdout.partition("Examples:")[2]
+    assert "Exit code: " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["status", "--nonsense"],
+        ["restart"],
+        ["stop", "a", "--timeout", "soon"],
+        ["up", "--timeout", "0"],
+        ["logs", "a", "-n", "-1"],
+    ],
+)
+def test_wrong_usage_is_2(run_path: Path, arguments: list[str]) -> None:
+    """And says what is wrong on stderr."""
+    done = cdnctl(run_path, *arguments)
+    assert done.returncode == Exit.USAGE
+    assert done.stdout == ""
+    assert "Error: " in done.stderr
+
+
+def test_version(run_path: Path) -> None:
+    """The distribution's."""
+    done = cdnctl(run_path, "--version")
+    assert (done.returncode, done.stdout) == (Exit.OK, "cdnctl 0.1.0\n")
+
+
+def test_help_imports_click_and_little_else() -> None:
+    """Nothing outside cli/main.py and cli/exits.py that click does not import already."""
+    script = "import sys, click; before = set(sys.modules); import cli.main; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cli", "cli.exits", "cli.main"]
+
+
+def test_help_costs_hardly_more_than_importing_click() -> None:
+    """Under 1.5 times, by the medians of runs that alternate."""
+    commands = {"help": [str(CDNCTL), "--help"], "click": [sys.executable, "-c", "import click"]}
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            began_s = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            times[name].append(time.perf_counter() - began_s)
+    ratio = statistics.median(times["help"]) / statistics.median(times["click"])
+    assert ratio < 1.5, times
