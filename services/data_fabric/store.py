@@ -1,0 +1,352 @@
+"""The store: one SQLite database, its writer, its catalogue, and what may be done to them.
+
+Everything here blocks; the server calls it from threads. Nothing is opened before open().
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from services.data_fabric import catalogue as catalogues
+from services.data_fabric import ingest
+from services.data_fabric.candidates import IndexSpec
+from services.data_fabric.catalogue import Catalogue, Source
+from services.data_fabric.errors import RefusedError
+from services.data_fabric.ingest import Column, Table
+from services.data_fabric.limits import Limits
+from services.data_fabric.plans import columns_sql, quoted
+from services.data_fabric.reader import Reader, attach
+from services.data_fabric.workload import Workload
+from services.data_fabric.writer import Writer
+
+FILES_VARIABLE = "CDN_FABRIC_FILES"
+ANALYSIS_ROWS = 1_000
+"""Rows that ANALYZE looks at per index: enough to tell a good index from a bad one (sqlite.org/pragma.html)."""
+
+
+class Store:
+    """A directory with the database, uploads under way, and the SQLite files that may be attached."""
+
+    def __init__(self, directory: Path, limits: Limits | None = None, files: Path | None = None) -> None:
+        self.directory = directory
+        self.limits = limits if limits is not None else Limits()
+        self.files = files if files is not None else Path(os.environ.get(FILES_VARIABLE) or directory / "files")
+        """Only what lies below it can be attached."""
+        self.workload = Workload()
+        self.catalogue = Catalogue()
+        self.rows: dict[str, int] = {}
+        self._writer: Writer | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The database."""
+        return self.directory / "fabric.db"
+
+    @property
+    def spool(self) -> Path:
+        """Uploads that are under way."""
+        return self.directory / "spool"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to read and write."""
+        return self._writer is not None
+
+    def open(self) -> None:
+        """Open the database, creating it and its directory (0700) if there is none. A second call does nothing."""
+        with self._opening:
+            if self._writer is not None:
+                return
+            for directory in (self.directory, self.spool):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for leftover in self.spool.iterdir():  # of a process that was killed; none of it was acknowledged
+                leftover.unlink()
+            apsw.hard_heap_limit(self.limits.heap_bytes)
+            connection = apsw.Connection(str(self.path))
+            connection.set_busy_timeout(5_000)
+            for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("analysis_limit", ANALYSIS_ROWS)):
+                connection.pragma(pragma, value)
+            connection.execute(catalogues.SCHEMA)
+            self.catalogue = catalogues.read(connection, 1)
+            self.rows = {name: catalogues.row_count(connection, name) for name in self.catalogue.tables}
+            self._writer = Writer(connection, waiting=self.limits.writes_waiting)
+
+    def close(self) -> None:
+        """Finish the writes that were accepted, then close the database."""
+        with self._opening:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    @property
+    def writer(self) -> Writer:
+        """The thread that writes; raises RefusedError while the store is not open."""
+        if self._writer is None:
+            raise RefusedError(503, "cannot write: the store is not open", next="try again")
+        return self._writer
+
+    def reader(self) -> Reader:
+        """A new read-only connection."""
+        return Reader(self.path, self.limits, self.files)
+
+    def answers(self) -> None:
+        """Open the database anew and read from it; raises if that, or the writer, does not work."""
+        if not self.writer.is_alive():
+            raise RuntimeError("the writer's thread has ended")
+        reader = self.reader()
+        try:
+            reader.connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        finally:
+            reader.close()
+
+    # -- sources ------------------------------------------------------------------------------------------
+
+    def load(self, name: str, kind: str, path: Path, *, replace: bool) -> Source:
+        """Make a table of a CSV or NDJSON file: all of it, or nothing. Raises RefusedError."""
+        self.check_free(name, replace)
+        if kind == "csv":
+            table = ingest.check_csv(path, self.limits)
+            rows: Iterator[tuple[Any, ...]] = ingest.read_csv(path, table, self.limits)
+        else:
+            table = ingest.check_ndjson(path, self.limits)
+            rows = ingest.read_ndjson(path, table, self.limits)
+        source = Source(name=name, kind=kind, created_s=time.time())
+
+        def write(connection: apsw.Connection) -> None:
+            self.check_free(name, replace)
+            if replace:
+                self._forget(connection, name)
+            _create(connection, name, table)
+            places = ", ".join("?" * len(table.columns))
+            connection.executemany(f"INSERT INTO {quoted(name)} VALUES ({places})", rows)
+            self._remember(connection, source)
+
+        self.writer.submit(write).result()
+        self._refresh()
+        return source
+
+    def attach(self, name: str, path: str, *, replace: bool) -> Source:
+        """Have a SQLite file below the directory of files attached under the name. Raises RefusedError."""
+        self.check_free(name, replace)
+        if len(self.catalogue.files()) >= self.limits.files:
+            raise RefusedError(409, "cannot attach one more file", limit=f"{self.limits.files} files", next="drop one")
+        real = resolve(self.files, path)
+        probe = apsw.Connection(":memory:", flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+        try:
+            attach(probe, name, real)
+        except apsw.Error as error:
+            raise RefusedError(
+                422, f"cannot attach the file: {error}", value=path, next="it must be a SQLite 3 database"
+            ) from error
+        finally:
+            probe.close()
+        relative = str(real.relative_to(self.files.resolve()))
+        source = Source(name=name, kind="sqlite", path=relative, created_s=time.time())
+
+        def write(connection: apsw.Connection) -> None:
+            self.check_free(name, replace)
+            if replace:
+                self._forget(connection, name)
+            self._remember(connection, source)
+
+        self.writer.submit(write).result()
+        self._refresh()
+        return source
+
+    def drop(self, name: str) -> None:
+        """Forget a source, and drop its table; a SQLite file itself is left alone. Raises RefusedError."""
+        known = self.source(name)
+        self.writer.submit(lambda connection: self._forget(connection, known.name)).result()
+        self._refresh()
+
+    def source(self, name: str) -> Source:
+        """The source of that name (case does not matter); raises RefusedError if there is none."""
+        for source in self.catalogue.sources.values():
+            if source.name.lower() == name.lower():
+                return source
+        raise RefusedError(404, "cannot find this source", value=name, next="GET /sources lists them")
+
+    def table(self, name: str) -> tuple[str, tuple[Column, ...]]:
+        """Name and columns of a loaded table; raises RefusedError if there is none."""
+        for known, columns in self.catalogue.tables.items():
+            if known.lower() == name.lower():
+                return known, columns
+        raise RefusedError(404, "cannot find this table", value=name, next="GET /sources lists what there is")
+
+    def describe(self, name: str) -> list[tuple[str, str, tuple[Column, ...]]]:
+        """(name, table or view, columns) of what a source holds; raises RefusedError."""
+        source = self.source(name)
+        if source.kind != "sqlite":
+            return [(source.name, "table", self.catalogue.tables[source.name])]
+        probe = apsw.Connection(":memory:", flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+        try:
+            attach(probe, source.name, self.files / str(source.path))
+            held = probe.execute(
+                f"SELECT name, type FROM {quoted(source.name)}.sqlite_schema "
+                "WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_' ORDER BY name LIMIT 1000"
+            ).fetchall()
+            columns = "SELECT name, type FROM pragma_table_xinfo(?, ?)"
+            return [
+                (
+                    f"{source.name}.{table}",
+                    str(kind),
+                    tuple(Column(*row) for row in probe.execute(columns, (table, name))),
+                )
+                for table, kind in held
+            ]
+        except apsw.Error as error:
+            raise RefusedError(
+                502,
+                f"cannot read the attached file: {error}",
+                value=source.path,
+                next="put it back, or DELETE the source",
+            ) from error
+        finally:
+            probe.close()
+
+    # -- rows ---------------------------------------------------------------------------------------------
+
+    def insert(self, name: str, rows: Sequence[object]) -> Future[int]:
+        """Append rows, each an array or an object; the Future has the last row's id once all are on disk.
+
+        Raises RefusedError at once for rows that do not fit the columns; the Future raises it
+        for values that do not fit their types. Either way no row is inserted.
+        """
+        table, columns = self.table(name)
+        names = [column.name for column in columns]
+        values = [_row(row, names, at) for at, row in enumerate(rows, 1)]
+        places = ", ".join("?" * len(names))
+        sql = f"INSERT INTO {quoted(table)} VALUES ({places})"
+
+        def write(connection: apsw.Connection) -> int:
+            for at, row in enumerate(values, 1):
+                try:
+                    connection.execute(sql, row)
+                except (apsw.ConstraintError, apsw.TooBigError) as error:
+                    raise RefusedError(422, f"cannot insert row {at}: {error}", next="none was inserted") from error
+                except apsw.SQLError as error:  # dropped or replaced, since the request was checked
+                    raise RefusedError(409, f"cannot insert into this table: {error}", value=table) from error
+            self.rows[table] = last = connection.last_insert_rowid()
+            self.workload.wrote(table, len(values))
+            return last
+
+        return self.writer.submit(write)
+
+    # -- the tuner's indexes --------------------------------------------------------------------------------
+
+    def create_index(self, spec: IndexSpec) -> None:
+        """Make an index, and learn how selective it is; the tuner's action."""
+        name = catalogues.index_name(spec)
+
+        def write(connection: apsw.Connection) -> None:
+            connection.execute(f"CREATE INDEX {quoted(name)} ON {quoted(spec.table)} ({columns_sql(spec)})")
+            connection.execute(f"ANALYZE {quoted(name)}")
+
+        self.writer.submit(write, urgent=True).result()
+        self._refresh()
+
+    def drop_index(self, spec: IndexSpec) -> None:
+        """Drop an index that create_index made; nothing happens if it is gone."""
+        name = catalogues.index_name(spec)
+        self.writer.submit(
+            lambda connection: connection.execute(f"DROP INDEX IF EXISTS {quoted(name)}"), urgent=True
+        ).result()
+        self._refresh()
+
+    # -- the catalogue --------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        def look(connection: apsw.Connection) -> None:
+            self.catalogue = catalogues.read(connection, self.catalogue.generation + 1)
+            self.rows = {name: catalogues.row_count(connection, name) for name in self.catalogue.tables}
+
+        self.writer.submit(look, urgent=True).result()
+
+    def check_free(self, name: str, replace: bool) -> None:
+        """Whether a source of that name can be made; raises RefusedError."""
+        ingest.check_name(name)
+        taken = any(known.lower() == name.lower() for known in self.catalogue.sources)
+        if taken and not replace:
+            raise RefusedError(
+                409,
+                "cannot make this source: there is one of that name",
+                value=name,
+                next="PUT replaces it, DELETE drops it",
+            )
+        if not taken and len(self.catalogue.sources) >= self.limits.sources:
+            raise RefusedError(409, "cannot make one more source", limit=f"{self.limits.sources} sources")
+
+    def _forget(self, connection: apsw.Connection, name: str) -> None:
+        connection.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
+        connection.execute("DELETE FROM _cdn_sources WHERE name = ?", (name,))
+
+    def _remember(self, connection: apsw.Connection, source: Source) -> None:
+        try:
+            connection.execute(
+                "INSERT INTO _cdn_sources VALUES (?, ?, ?, ?)",
+                (source.name, source.kind, source.path, source.created_s),
+            )
+        except apsw.ConstraintError as error:  # two of that name were under way at once
+            raise RefusedError(
+                409, "cannot make this source: there is one of that name", value=source.name, next="PUT replaces it"
+            ) from error
+
+
+def _create(connection: apsw.Connection, name: str, table: Table) -> None:
+    declared = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
+    try:
+        connection.execute(f"CREATE TABLE {quoted(name)} ({declared}) STRICT")
+    except apsw.SQLError as error:
+        if "already exists" not in str(error):
+            raise
+        raise RefusedError(
+            409, "cannot make this source: there is one of that name", value=name, next="PUT replaces it"
+        ) from error
+
+
+def _row(row: object, names: list[str], at: int) -> tuple[Any, ...]:
+    try:
+        if isinstance(row, dict):
+            if unknown := row.keys() - set(names):
+                raise ValueError(f"there is no column {', '.join(map(repr, sorted(unknown)))}")
+            return tuple([ingest.storable(row.get(name)) for name in names])
+        if isinstance(row, list):
+            if len(row) != len(names):
+                raise ValueError(f"it has {len(row)} values, the table {len(names)} columns")
+            return tuple([ingest.storable(value) for value in row])
+        raise ValueError("a row is an array or an object")
+    except ValueError as error:
+        raise RefusedError(422, f"cannot insert row {at}: {error}", value=row, next="none was inserted") from error
+
+
+def resolve(files: Path, path: str) -> Path:
+    """The real path of a regular file below files; links count where they lead. Raises RefusedError."""
+    refusal = RefusedError(
+        403,
+        "cannot attach this path",
+        value=path,
+        limit=f"files below {files}",
+        next="put it there; set " + FILES_VARIABLE,
+    )
+    if "\0" in path or not path:
+        raise refusal
+    root = files.resolve()
+    try:
+        real = (root / path).resolve(strict=True)
+        if not real.is_relative_to(root) or real == root:
+            raise refusal
+        if not stat.S_ISREG(real.stat().st_mode):
+            raise refusal
+    except (OSError, RuntimeError) as error:
+        raise RefusedError(404, "cannot find this file", value=path, limit=f"files below {files}") from error
+    return real
