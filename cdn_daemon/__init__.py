@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cdn_daemon.host import run as run
     from cdn_daemon.lifecycle import ExitCode as ExitCode
     from cdn_daemon.lifecycle import LifecycleManager as LifecycleManager
+    from cdn_daemon.long_call import long_call as long_call
     from cdn_daemon.ooda import OodaLoop as OodaLoop
     from cdn_daemon.service import ConfigurationError as ConfigurationError
     from cdn_daemon.service import DeclarationError as DeclarationError
@@ -32,6 +33,7 @@ _HOMES = {
     "OodaLoop": "ooda",
     "Service": "service",
     "ServiceDaemon": "service",
+    "long_call": "long_call",
     "run": "host",
 }
 
@@ -39,4 +41,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

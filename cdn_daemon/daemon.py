@@ -42,6 +42,7 @@ from bus.messages import (
 from bus.publisher import Publisher
 from cdn_daemon.health import Check, HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
+from cdn_daemon.long_call import LONG_CALLS
 from cdn_daemon.notify import Notifier
 from cdn_daemon.ooda import OodaLoop, Work
 from cdn_daemon.pulse import Pulse
@@ -415,6 +416,8 @@ class CDNDaemon(ServiceDaemon):
         if now_s - self._pulsed_s >= PULSE_S:
             self._pulsed_s = now_s
             pulse.send(now_s)
+        if now_s < LONG_CALLS.until_s():
+            pulse.restart_window(now_s)
         lag_s = pulse.lag_s(now_s) or 0.0
         if lag_s < limits.degraded_s:
             self.health_monitor.clear("loop")

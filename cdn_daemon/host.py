@@ -26,6 +26,7 @@ from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepa
 from cdn_daemon.claim import Occupied, claim
 from cdn_daemon.daemon import CDNDaemon, StallLimits
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
+from cdn_daemon.long_call import LONG_CALLS
 from cdn_daemon.notify import Notifier
 from cdn_daemon.service import ConfigurationError, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings
@@ -76,7 +77,8 @@ class _Host:
             orphans=self._settings.orphans,
             waiting=lambda text: _keep_waiting(notifier, text),
         )
-        self._stacks = _open_stacks(run_dir, self._settings.instance)
+        self._stacks = _open_stacks(run_dir, self._settings.instance, notifier)
+        LONG_CALLS.notifier = notifier
         self._socket = _listen(self._settings)
         self._traffic = Traffic()
         self._app = ServiceApp(service.app, self._traffic)
@@ -249,12 +251,16 @@ def _is_supervised(notifier: Notifier) -> bool:
     return notifier.is_supervised or any(sign in os.environ for sign in signs)
 
 
-def _open_stacks(run_dir: RunDir, instance: str) -> IO[str]:
-    """Where the stacks go if it comes to that; kept open, as then it may be too late to open a file."""
+def _open_stacks(run_dir: RunDir, instance: str, notifier: Notifier) -> IO[str]:
+    """Where the stacks go if it comes to that; kept open, as then it may be too late to open a file.
+
+    Under our warden those of a fatal signal go there too, SIGABRT among them, which it sends to what is hung: the
+    file goes into the post-mortem. Elsewhere nobody would look there, so they go to the log.
+    """
     path = run_dir.stacks(instance, os.getpid())
     path.parent.mkdir(mode=0o700, exist_ok=True)
     file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
-    faulthandler.enable(file=sys.stderr)
+    faulthandler.enable(file=file if notifier.is_in(run_dir.path) else sys.stderr)
     return file
 
 

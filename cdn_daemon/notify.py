@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class Notifier:
@@ -30,6 +31,10 @@ class Notifier:
     def is_supervised(self) -> bool:
         """Whether somebody is there to be notified."""
         return self._socket is not None
+
+    def is_in(self, directory: Path) -> bool:
+        """Whether the one notified has its socket below this directory."""
+        return self._address.startswith(f"{directory}/")
 
     def send(self, **fields: str | int) -> bool:
         """Send ``KEY=value`` lines in one datagram; False if it did not go."""

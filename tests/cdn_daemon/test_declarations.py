@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bus.messages import OodaMode
-from cdn_daemon import DeclarationError, Service
+from cdn_daemon import DeclarationError, Service, long_call
+from cdn_daemon.long_call import LONG_CALLS
 from cdn_daemon.settings import SettingError, read_settings
 
 
@@ -75,3 +76,20 @@ def test_settings_override_declarations() -> None:
     changed = read_settings(service, environ | {"CDN_OODA": "shadow", "CDN_DRAIN_S": "0.5"})
     assert (changed.instance, changed.host, changed.port, changed.drain_s) == ("web-2", "0.0.0.0", 0, 0.5)
     assert changed.ooda_mode is OodaMode.SHADOW
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 4000.0, float("nan")])
+def test_wrong_long_calls(seconds: float) -> None:
+    """A length that cannot be is refused before anything runs."""
+    with pytest.raises(ValueError, match="must be over 0 and at most 3600"), long_call(seconds):
+        raise AssertionError("entered")
+
+
+def test_long_calls_overlap() -> None:
+    """The longest that is under way counts, and none when all are over."""
+    with long_call(100):
+        outer_s = LONG_CALLS.until_s()
+        with long_call(1):
+            assert LONG_CALLS.until_s() == outer_s
+        assert LONG_CALLS.until_s() == outer_s
+    assert LONG_CALLS.until_s() == 0.0

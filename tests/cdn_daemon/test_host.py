@@ -223,6 +223,16 @@ def test_a_blocked_loop_is_not_vouched_for(spawn: Spawn, run_path: Path) -> None
     assert "the service's loop has not turned for" in stacks.read_text()
 
 
+def test_a_declared_long_call_is_no_stall(spawn: Spawn) -> None:
+    """The loop is blocked for longer than its limit, but it was said; what goes on for longer than said is a stall."""
+    tiny = spawn(CDN_STALL_S="0.5")
+    assert tiny.get("/declared?may=60&s=2") == (200, b"long but declared")
+    until(lambda: ready(tiny)["health"] == "healthy")
+    with pytest.raises(OSError):
+        tiny.get("/declared?may=0.5&s=3600")
+    assert tiny.wait() == 70
+
+
 def test_a_frozen_process_accuses_nobody(spawn: Spawn) -> None:
     """Stopped for longer than every limit and thawed, it goes on."""
     tiny = spawn(CDN_STALL_S="0.5")

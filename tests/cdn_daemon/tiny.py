@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from cdn_daemon import ConfigurationError, Service, run
+from cdn_daemon import ConfigurationError, Service, long_call, run
 
 
 async def hello(request: Request) -> Response:
@@ -32,6 +32,13 @@ async def block(request: Request) -> Response:
     return PlainTextResponse("blocked")
 
 
+async def declared(request: Request) -> Response:
+    """Blocks the loop for ?s= seconds, declared as up to ?may= seconds."""
+    with long_call(float(request.query_params["may"])):
+        time.sleep(float(request.query_params["s"]))
+    return PlainTextResponse("long but declared")
+
+
 async def echo(socket: WebSocket) -> None:
     """Echoes."""
     await socket.accept()
@@ -39,7 +46,15 @@ async def echo(socket: WebSocket) -> None:
         await socket.send_text(text)
 
 
-app = Starlette(routes=[Route("/", hello), Route("/slow", slow), Route("/block", block), WebSocketRoute("/echo", echo)])
+app = Starlette(
+    routes=[
+        Route("/", hello),
+        Route("/slow", slow),
+        Route("/block", block),
+        Route("/declared", declared),
+        WebSocketRoute("/echo", echo),
+    ]
+)
 
 
 async def background() -> None:
