@@ -68,6 +68,14 @@ class Inbox:
         """Whether that program's socket is bound, and still where the program would look for it."""
         return any(box.name == name for box in self._boxes.values()) and self.path(name).is_socket()
 
+    def lost(self) -> list[str]:
+        """Programs whose socket is no longer where they look for it."""
+        try:
+            there = set(os.listdir(self._directory))
+        except OSError:
+            there = set()
+        return [box.name for box in self._boxes.values() if box.path.name not in there]
+
     def close_one(self, name: str) -> None:
         """Close that program's socket, if it has one."""
         for fd, box in list(self._boxes.items()):

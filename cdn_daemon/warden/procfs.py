@@ -83,3 +83,40 @@ def _is_traced(pid: int) -> bool:
     except OSError:
         return False
     return False
+
+
+def children(pid: int) -> list[int]:
+    """Its children, of all its threads."""
+    found: list[int] = []
+    try:
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{tid}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    except OSError:
+        return found
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, their children, and so on; at most 10,000."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting and len(found) < 10_000:
+        below = children(waiting.pop())
+        found.extend(below)
+        waiting.extend(below)
+    return found
+
+
+def environment(pid: int, key: str) -> str:
+    """One variable of the environment that it was started with; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            content = file.read()
+    except OSError:
+        return ""
+    prefix = key.encode() + b"="
+    for entry in content.split(b"\0"):
+        if entry.startswith(prefix):
+            return entry[len(prefix) :].decode(errors="replace")
+    return ""

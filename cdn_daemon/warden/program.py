@@ -45,6 +45,8 @@ class Incarnation:
     """Why a silence over its limit was excused, the first time."""
     verdict: str = ""
     """Why it was killed by us; empty if it was not."""
+    end: str = ""
+    """How it ended, in words."""
     kill_due_s: float | None = None
     """When SIGKILL follows on what was sent to it first."""
 
@@ -90,8 +92,8 @@ class Program:
     """When it is to be started again; None if it is not."""
     stopping_since_s: float = 0.0
     stopped_by: str = ""
-    held: bool = False
-    """An operator's start that waits for what it depends on."""
+    held_since_s: float | None = None
+    """Since when an operator's start waits for what it depends on: STARTING without a process."""
     stock: bool = False
     """Our own decision failed with an error: supervisor decides until the next start."""
 

@@ -212,6 +212,12 @@ def ended_as_expected(process: Process, exit_code: int | None) -> bool:
     return autorestart is not RestartUnconditionally and exit_code in process.config.exitcodes
 
 
+def priority(process: Process) -> int:
+    """supervisor's ``priority`` of its group: the highest is stopped first."""
+    group = process.group
+    return int(group.config.priority if group is not None else process.config.priority)
+
+
 def stop_wait_s(process: Process) -> float:
     """How long it may take to end once it is told to."""
     return float(process.config.stopwaitsecs)
@@ -334,6 +340,20 @@ def at_end(supervisord: Supervisord, callback: Callable[[], None]) -> None:
         close()
 
     poller.close = close_after_us
+
+
+def take_over_shutdown(supervisord: Supervisord) -> Callable[[], None]:
+    """Leave it to us to stop everybody, at SupervisorStoppingEvent; what is returned gives it back.
+
+    Stock stops one group after the other, however little they have to do with each other.
+    """
+    groups = list(supervisord.stop_groups or ())
+    supervisord.stop_groups = []
+
+    def give_back() -> None:
+        supervisord.stop_groups = [group for group in groups if group.get_unstopped_processes()]
+
+    return give_back
 
 
 def calm_waiting_stops(supervisord: Supervisord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from supervisor.xmlrpc import Faults, RPCError
 
 if TYPE_CHECKING:
     from cdn_daemon.warden.warden import Warden
@@ -22,3 +23,14 @@ class WardenNamespace:
         @return string json  XML-RPC has no null, which the table needs
         """
         return msgspec.json.encode(self._warden.status()).decode()
+
+    def holdJudgement(self, seconds: float) -> bool:
+        """Judge no silent process for so many seconds; 0 ends it. Crashes are still answered by restarts
+
+        @param double seconds  at most a day
+        @return boolean result  always True
+        """
+        if not 0 <= seconds <= 86400:
+            raise RPCError(Faults.BAD_ARGUMENTS, f"{seconds} s: it must be 0 to 86400")
+        self._warden.hold_judgement(float(seconds))
+        return True

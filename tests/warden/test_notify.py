@@ -42,7 +42,7 @@ def test_start_returns_when_ready_and_status_says_starting_until_then(run_dir: P
 def test_a_program_that_never_gets_ready_is_judged_failed(run_dir: Path) -> None:
     program = {"command": "sleep 1000", "type": "notify", "ready_s": "0.3", "restart_budget": "2"}
     with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"never": program}):
-        expected = "quarantined: 2 starts in 60 s, last: killed by SIGKILL: not ready within 0.3 s"
+        expected = "quarantined: 2 starts in 60 s, last: killed by SIGABRT: not ready within 0.3 s"
         assert atlas.row("never", "FATAL").reason == expected
 
 

@@ -1,0 +1,246 @@
+"""What supervisord's process objects ask and tell: reach.Keeper, on behalf of the policy.
+
+It decides nothing itself: whether and when a program starts again is policy.py's,
+whom it waits for is the table's. Every entry is guarded: it never raises.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from bus.messages import ProcessState
+from cdn_daemon.warden import policy, postmortem, reach
+from cdn_daemon.warden.boundary import Boundary, guarded
+from cdn_daemon.warden.program import Incarnation, Program
+from cdn_daemon.warden.reach import Process, Step, Supervisord
+from cdn_daemon.warden.table import Table
+
+OPERATOR = "an operator"
+
+HELD_GRACE_S = 1.0
+"""An operator's start waits so long for a dependency that nobody is starting: it may be next in a ``start all``."""
+
+_NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
+
+
+class Restarts:
+    """Decides for the adopted processes, by the policy."""
+
+    def __init__(
+        self,
+        supervisord: Supervisord,
+        table: Table,
+        boundary: Boundary,
+        *,
+        run_dir: Path,
+        host: str,
+        hear: Callable[[], None],
+        touched: Callable[[], None],
+        environment: Callable[[Program], Mapping[str, str]],
+        ended: Callable[[Program, int], None],
+    ) -> None:
+        """hear: take in what programs have said; touched: the table has changed; ended: that process of it has."""
+        self.boundary = boundary
+        self.ordered_by = ""
+        """In whose name a start or stop happens just now; empty if it is an operator's at supervisord itself."""
+        self._supervisord = supervisord
+        self._logger = supervisord.options.logger
+        self._table = table
+        self._run_dir = run_dir
+        self._host = host
+        self._hear = hear
+        self._touched = touched
+        self._environment = environment
+        self._ended = ended
+
+    # -- starts -------------------------------------------------------------------------------------------
+
+    @guarded(Step.STOCK)
+    def next_step(self, process: Process) -> Step:
+        """What the process does this turn of the loop."""
+        program: Program = process.program
+        if program.stock:
+            return Step.STOCK
+        now_s = time.monotonic()
+        is_up = reach.is_up(self._supervisord)
+        match program.state:
+            case ProcessState.STARTING if program.held_since_s is not None:
+                return Step.SPAWN if is_up and self._may_go(program, now_s) else Step.WAIT
+            case ProcessState.STARTING:
+                return Step.WAIT if program.settings.notifies else Step.STOCK
+            case ProcessState.EXITED | ProcessState.BACKOFF:
+                is_due = program.due_s is not None and now_s >= program.due_s
+                return Step.SPAWN if is_due and is_up else Step.WAIT
+            case ProcessState.STOPPED:
+                is_first = is_up and reach.wants_first_start(process)
+                return Step.SPAWN if is_first and not self._table.waits_for(program.name) else Step.WAIT
+            case ProcessState.STOPPING:
+                # Stock counts by the wall clock: stepped by an hour, it would kill whoever is draining.
+                grace_is_over = now_s - program.stopping_since_s >= reach.stop_wait_s(process)
+                return Step.STOCK if grace_is_over else Step.WAIT
+            case _:
+                return Step.STOCK
+
+    def _may_go(self, program: Program, now_s: float) -> bool:
+        waits_for = self._table.waits_for(program.name)
+        if any(self._table.is_on_its_way(each) for each in waits_for):
+            return False
+        if not waits_for:
+            return True
+        if program.held_since_s is None or now_s - program.held_since_s < HELD_GRACE_S:
+            return False
+        self._logger.warn(f"starting '{program.name}' though nobody is starting {', '.join(waits_for)}")
+        return True
+
+    @guarded(True)
+    def may_spawn(self, process: Process) -> bool:
+        """An operator starts it: what was held against it is forgotten, and what it depends on is waited for."""
+        program: Program = process.program
+        program.history = policy.History()
+        program.due_s = None
+        program.stock = False
+        program.held_since_s = time.monotonic() if self._table.waits_for(program.name) else None
+        return program.held_since_s is None
+
+    @guarded(_NOTHING_MORE)
+    def child_environment(self, process: Process) -> Mapping[str, str]:
+        """What tells the child where we are."""
+        return self._environment(process.program)
+
+    @guarded(None)
+    def spawned(self, process: Process) -> None:
+        """A spawn was tried."""
+        program: Program = process.program
+        now_s = time.monotonic()
+        program.starts += 1
+        program.due_s = None
+        program.held_since_s = None
+        program.stock = False
+        program.stopped_by = ""
+        program.history = policy.started(program.history, now_s, program.settings.limits)
+        program.now = Incarnation(pid=process.pid or None, spawned_s=now_s)
+        if not process.pid:
+            program.wait_status = None
+            self._decide(process, policy.Ending(None, cause=process.spawnerr or ""), now_s)
+
+    # -- ends ---------------------------------------------------------------------------------------------
+
+    @guarded(True)
+    def ending(self, process: Process) -> bool:
+        """Hear its last words; whether it was ready. What does not notify counts as ready."""
+        self._hear()
+        program: Program = process.program
+        return not program.settings.notifies or program.is_ready
+
+    def finished(self, process: Process, pid: int, wait_status: int) -> None:
+        """It has ended: ask the policy what follows, unless it was told to stop."""
+        try:
+            self._finished(process, wait_status)
+        except Exception as error:  # noqa: BLE001 - supervisord decides this time
+            self.boundary.survived("finished", error)
+            process.program.stock = True
+        self._after_end(process.program, pid, wait_status)
+
+    def _finished(self, process: Process, wait_status: int) -> None:
+        program: Program = process.program
+        now_s = time.monotonic()
+        life = program.now or Incarnation(pid=None, spawned_s=now_s)
+        life.pid = None
+        program.wait_status = wait_status
+        self._touched()
+        ending = self._ending(process, life, wait_status, now_s)
+        life.end = policy.describe(ending)
+        if program.state is not ProcessState.STOPPED:
+            self._decide(process, ending, now_s)
+
+    def _ending(self, process: Process, life: Incarnation, wait_status: int, now_s: float) -> policy.Ending:
+        exit_code = os.WEXITSTATUS(wait_status) if os.WIFEXITED(wait_status) else None
+        too_soon = process.program.state is ProcessState.BACKOFF  # supervisor's own judgement, by startsecs
+        cause = life.verdict
+        if not cause and (life.errno is not None or exit_code == policy.EX_CONFIG):
+            cause = life.status
+        return policy.Ending(
+            wait_status,
+            ready_for_s=None if life.ready_s is None else now_s - life.ready_s,
+            expected=not too_soon and not life.verdict and reach.ended_as_expected(process, exit_code),
+            cause=cause,
+        )
+
+    def _decide(self, process: Process, ending: policy.Ending, now_s: float) -> None:
+        program: Program = process.program
+        limits = program.settings.limits
+        program.history, decision = policy.ended(program.history, ending, now_s, limits, random.random())
+        program.reason = decision.reason
+        program.due_s = None
+        match decision:
+            case policy.Restart(after_s, reason):
+                program.due_s = now_s + after_s
+                if after_s > 0.0:
+                    reach.set_backoff(process, reason, after_s)
+                else:
+                    reach.set_exited(process)
+            case policy.Quarantine(reason):
+                reach.set_fatal(process, reason)
+                self._logger.warn(f"gave up: {program.name} {reason}")
+            case policy.StayDown():
+                reach.set_exited(process)
+
+    @guarded(None)
+    def _after_end(self, program: Program, pid: int, wait_status: int) -> None:
+        life = program.now
+        if life is None:
+            return
+        self._ended(program, pid)
+        now_s = time.monotonic()
+        follows = program.state.value
+        if program.due_s is not None:
+            follows += f", to be started again in {max(0.0, program.due_s - now_s):.1f} s"
+        report = postmortem.PostMortem(
+            name=program.name,
+            host=self._host,
+            start=program.starts,
+            pid=pid,
+            ended_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            lived_s=round(now_s - life.spawned_s, 3),
+            ready_after_s=None if life.ready_s is None else round(life.ready_s - life.spawned_s, 3),
+            wait_status=wait_status,
+            end=life.end,
+            verdict=life.verdict,
+            spared=life.spared,
+            ordered_by=program.stopped_by,
+            follows=follows,
+            last_status=life.status,
+            errno=life.errno,
+            stacks=postmortem.take_stacks(self._run_dir / "stacks", pid),
+            log_tail=postmortem.tail(program.log, postmortem.MAX_LOG_BYTES),
+        )
+        postmortem.write(self._run_dir / "postmortems", report)
+
+    # -- states -------------------------------------------------------------------------------------------
+
+    @guarded(None)
+    def changed(self, process: Process, old: ProcessState, new: ProcessState) -> None:
+        """It is in another state: the loop turns once more, and the table goes out."""
+        program: Program = process.program
+        now_s = time.monotonic()
+        program.state = new
+        if new is ProcessState.RUNNING and program.now is not None:
+            program.now.ready_s = now_s
+        elif new is ProcessState.STOPPING:
+            program.stopping_since_s = now_s
+            program.stopped_by = self._whoever()
+        elif new is ProcessState.STOPPED and old is not ProcessState.STOPPING:
+            program.due_s = None
+            program.held_since_s = None
+            program.stopped_by = self._whoever()
+        elif new is ProcessState.FATAL:
+            program.due_s = None
+        self._touched()
+
+    def _whoever(self) -> str:
+        return self.ordered_by or (OPERATOR if reach.is_up(self._supervisord) else "shutdown")
