@@ -250,15 +250,14 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
         self._answering.set()
         try:
-            while True:
+            last = False
+            while not last:
                 async with asyncio.timeout(settings.stall_s):
                     chunk = await connection.read()
-                    if not chunk:
-                        break
-                    await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    last = connection.at_end
+                    await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
         except TimeoutError as error:
             raise UpstreamError("stalled", f"nothing moved for {settings.stall_s:g} s", status=504) from error
-        await self._send({"type": "http.response.body", "body": b""})
 
     # -- the client's side: its body, then its leaving ---------------------------------------------------
 

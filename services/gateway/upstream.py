@@ -120,6 +120,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return chunk
 
+    @property
+    def at_end(self) -> bool:
+        """Whether all of the answer has been read."""
+        return self._complete and not self._chunks
+
     def fail(self, error: Exception) -> None:
         """End the exchange and the connection: whoever waits for the answer gets this error."""
         if self._error is None and not self._complete:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,41 @@ def test_service_that_comes_back_elsewhere_is_followed() -> None:
         with Process(path, "tests.gateway.echo"):
             fleet.routed("echo")
             assert fleet.ask("GET", "/echo/").body != first
+
+
+def test_rolling_restart_costs_no_request() -> None:
+    """While two instances are restarted one after the other, every request of a busy client is answered."""
+    with short_dir() as path, a_fleet(path) as fleet:
+        statuses: Counter[int] = Counter()
+        done = threading.Event()
+
+        def busy() -> None:
+            while not done.is_set():
+                statuses[fleet.ask("GET", "/echo/").status] += 1
+
+        def pids() -> set[bytes]:
+            return {fleet.ask("GET", "/echo/").body for _ in range(4)}
+
+        names = ("echo-1", "echo-2")
+        running = {name: Process(path, "tests.gateway.echo", CDN_INSTANCE=name) for name in names}
+        try:
+            fleet.routed("echo")
+            until(lambda: len(pids()) == 2)
+            client = threading.Thread(target=busy)
+            client.start()
+            try:
+                for name in names:
+                    old = b"%d" % running[name].pid
+                    assert running[name].terminate() == 0
+                    running[name] = Process(path, "tests.gateway.echo", CDN_INSTANCE=name)
+                    until(lambda old=old: old not in (now := pids()) and len(now) == 2)  # type: ignore[misc]
+            finally:
+                done.set()
+                client.join()
+            assert set(statuses) == {200}
+        finally:
+            for process in running.values():
+                process.kill()
 
 
 def test_gateway_drains() -> None:
