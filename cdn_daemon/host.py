@@ -270,6 +270,6 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+            f"cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno or 0)}; "
             f"stop what uses it, or set CDN_PORT to another port"
         ) from error
