@@ -17,6 +17,8 @@ _HERE = "%(here)s"
 _DEFAULT_RUN_DIR = re.compile(r"%\(here\)s/run(?![\w.-])")
 _ORIGIN = "; derived from "
 _INCLUDED = re.compile(r"^(\s*files\s*[=:])(.*)$", re.IGNORECASE)
+_EXPANDED_TWICE = frozenset({"stdout_logfile", "stderr_logfile"})  # supervisor/options.py, processes_from_section
+_KEY = re.compile(r"([\w.]+)\s*[=:]")
 _UNFIT = re.compile(r"""["'\\\n]|[ \t][;#]""")
 
 
@@ -60,17 +62,20 @@ def derive(text: str, path: Path, run_dir: Path) -> str:
                 f"cannot write {str(directory)!r} into a supervisord.conf: {found[0]!r} has a meaning there; "
                 f"use a directory without it"
             )
-    here, run = _escaped(path.parent), _escaped(run_dir)
-    section = ""
+    section = key = ""
     lines = [f"{_ORIGIN}{path}", "; by cdnctl up, which writes it anew each time: change that file instead", ""]
     for line in text.splitlines():
         if line.startswith("["):
             section = line.partition("]")[0].lstrip("[").strip()
+        elif named := _KEY.match(line):
+            key = named[1].lower()
         found = _INCLUDED.match(line) if section == "include" else None
         if found:  # relative to the file that says it
             patterns = found[2].partition(" ;")[0].split()
             line = found[1] + " ".join(p if p.startswith(("/", "%")) else f"{_HERE}/{p}" for p in patterns)
-        lines.append(_DEFAULT_RUN_DIR.sub(lambda _: run, line).replace(_HERE, here))
+        times = 2 if key in _EXPANDED_TWICE or (section, key) == ("supervisord", "environment") else 1
+        run, here = _escaped(run_dir, times), _escaped(path.parent, times)
+        lines.append(run.join(_DEFAULT_RUN_DIR.split(line)).replace(_HERE, here))
     return "\n".join(lines) + "\n"
 
 
@@ -80,8 +85,9 @@ def origin_of(text: str) -> Path | None:
     return Path(first.removeprefix(_ORIGIN)) if first.startswith(_ORIGIN) else None
 
 
-def _escaped(directory: Path) -> str:
-    return str(directory).replace("%", "%%")
+def _escaped(directory: Path, times: int) -> str:
+    """For that many expansions by supervisor."""
+    return str(directory).replace("%", "%" * 2**times)
 
 
 def _expanded(value: str, here: Path) -> str:

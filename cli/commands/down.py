@@ -52,6 +52,11 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
         for fd in fds.values():
             _terminate(fd)
         _wait(fds, deadline_s, timeout_s, ended)
+        if held := orphans(run_dir):
+            locks = " ".join(str(run_dir.lock(name)) for name in held)
+            raise Problem(
+                f"cannot end {', '.join(held)}: a process holds its lock; find it with: fuser {locks}", Exit.FAILED
+            )
     if as_json:
         write(json_line({"schema_version": 1, "ended": ended}))
     elif not ended:

@@ -29,7 +29,7 @@ def test_the_run_directory_is_replaced_and_nothing_else() -> None:
     derived = derive(TEXT, HERE, RUN)
     assert "logfile=/run/50%% full/supervisord.log" in derived
     assert "command=/srv/my app/bin/web --state /run/50%% full --mode /srv/my app/running" in derived
-    assert "stdout_logfile=/run/50%% full/%(program_name)s.log" in derived
+    assert "stdout_logfile=/run/50%%%% full/%(program_name)s.log" in derived  # supervisor expands this one twice
     assert "%(here)s" not in derived
     assert read(derived, HERE).socket == "/run/50% full/supervisor.sock"
 

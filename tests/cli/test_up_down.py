@@ -1,0 +1,293 @@
+"""cdnctl up and down, with real supervisord and plain programs: what works, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.exits import Exit
+from tests.cli.support import CDNCTL, cdnctl, ended_afterwards, services_of, write_conf
+from tests.support import BIN, environment, kill_tree, short_dir, until
+
+NO_RUN_DIR: dict[str, str | None] = {"CDN_RUN_DIR": None}
+PLAIN = {"one": "sleep 1000", "two": "sleep 1000"}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory for a supervisord.conf; what runs in its run/ in the end is killed."""
+    with short_dir() as path, ended_afterwards(path / "run"):
+        yield path
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A run directory that is not beside the conf."""
+    with short_dir() as path, ended_afterwards(path):
+        yield path
+
+
+def up(home: Path, *arguments: str, env: dict[str, str | None] | None = None) -> subprocess.CompletedProcess[str]:
+    """cdnctl up in that directory, with no CDN_RUN_DIR unless env says one."""
+    return cdnctl(home, "up", *arguments, cwd=home, env={**NO_RUN_DIR, **(env or {})})
+
+
+def down(home: Path) -> subprocess.CompletedProcess[str]:
+    """cdnctl down in that directory."""
+    return cdnctl(home, "down", cwd=home, env=NO_RUN_DIR)
+
+
+def is_gone(pid: int) -> bool:
+    """Ended; whether init has taken note of it yet is not the question."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def supervisord_pid(run_dir: Path) -> int:
+    """Of the one that runs there."""
+    return int((run_dir / "supervisord.pid").read_text())
+
+
+def test_up_and_down(home: Path) -> None:
+    """Up starts it in the background, ready; a second up says so; down leaves no process and no socket."""
+    write_conf(home, PLAIN)
+    first = up(home)
+    assert first.returncode == Exit.OK, first.stderr
+    assert first.stdout.splitlines()[-1] == "2 running"
+    assert "one: running after" in first.stderr  # plain lines, where there is no terminal
+    pid = supervisord_pid(home / "run")
+    children = psutil.Process(pid).children()
+    assert (home / "run").stat().st_mode & 0o777 == 0o700
+
+    again = up(home, "--json")
+    assert again.returncode == Exit.OK
+    assert f"already running in {home / 'run'}, supervisord pid {pid}" in again.stderr
+    assert {service["pid"] for service in services_of(again).values()} == {child.pid for child in children}
+
+    ended = down(home)
+    assert ended.returncode == Exit.OK, ended.stderr
+    assert is_gone(pid)
+    assert all(is_gone(child.pid) for child in children)
+    assert not (home / "run" / "supervisor.sock").exists()
+    assert "already down" in down(home).stderr
+
+
+def test_up_starts_what_is_stopped(home: Path) -> None:
+    """Of the programs that are to be started by themselves."""
+    write_conf(home, PLAIN, extra="[program:manual]\ncommand=sleep 1000\nautostart=false")
+    assert up(home).returncode == Exit.OK
+    assert cdnctl(home, "stop", "two", cwd=home, env=NO_RUN_DIR).returncode == Exit.OK
+    again = up(home)
+    assert again.returncode == Exit.OK
+    assert "starting two" in again.stderr
+    assert again.stdout.splitlines()[-1] == "2 running, 1 stopped"
+
+
+def test_up_tells_why_one_is_not_ready(home: Path) -> None:
+    """Exit 1, its state and reason, and the end of its log; the others run."""
+    write_conf(home, {**PLAIN, "port": "sh -c 'echo cannot listen on port 18600: it is in use; exit 78'"})
+    done = up(home)
+    assert done.returncode == Exit.FAILED
+    assert "port is not ready: EXITED: its configuration is wrong (exit code 78)" in done.stderr
+    assert "cannot listen on port 18600: it is in use" in done.stderr
+    assert done.stdout.splitlines()[-1] == "2 running, 1 exited"
+
+
+def test_up_does_not_wait_for_ever(home: Path) -> None:
+    """What is not ready in time is told as such."""
+    write_conf(home, {"slow": "sleep 1000"}, extra="")
+    conf = home / "supervisord.conf"
+    conf.write_text(conf.read_text().replace("startsecs=0", "startsecs=600"))
+    done = up(home, "--timeout", "1s")
+    assert done.returncode == Exit.FAILED
+    assert "slow is not ready within 1 s: starting" in done.stderr
+
+
+def test_interrupting_up_leaves_the_fleet(home: Path) -> None:
+    """Ctrl-C ends the waiting, not the fleet: 130."""
+    write_conf(home, {"slow": "sleep 1000"})
+    conf = home / "supervisord.conf"
+    conf.write_text(conf.read_text().replace("startsecs=0", "startsecs=600"))
+    env = {key: value for key, value in environment(home).items() if key != "CDN_RUN_DIR"}
+    with subprocess.Popen([str(CDNCTL), "up"], cwd=home, env=env, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        until(lambda: "slow: starting" in str(waiting.stderr and waiting.stderr.readline()))
+        waiting.send_signal(signal.SIGINT)
+        said = waiting.stderr.read()
+    assert waiting.returncode == Exit.INTERRUPTED
+    assert "the fleet goes on starting" in said
+    assert psutil.pid_exists(supervisord_pid(home / "run"))
+
+
+def test_another_run_directory(home: Path, elsewhere: Path) -> None:
+    """A conf is derived for it, which supervisorctl takes too; nothing is written beside the original."""
+    write_conf(home, {"one": "sh -c 'echo %(here)s; echo $CDN_RUN_DIR; exec sleep 1000'"})
+    done = up(home, env={"CDN_RUN_DIR": str(elsewhere)})
+    assert done.returncode == Exit.OK, done.stderr
+    assert not (home / "run").exists()
+    logged = until(lambda: (elsewhere / "one.log").read_text().split())
+    assert logged == [str(home), str(elsewhere)]
+    ctl = subprocess.run(
+        [str(BIN / "supervisorctl"), "-c", str(elsewhere / "supervisord.conf"), "status"],
+        capture_output=True,
+        text=True,
+    )
+    assert "RUNNING" in ctl.stdout, ctl.stdout + ctl.stderr
+    assert cdnctl(elsewhere, "status").returncode == Exit.OK
+    assert cdnctl(elsewhere, "down", env={"CDN_RUN_DIR": None, "CDN_CONFIG": None}, cwd=home).returncode == Exit.OK
+    assert cdnctl(home, "--run-dir", str(elsewhere), "status", env=NO_RUN_DIR).returncode == Exit.OK
+    assert cdnctl(home, "--run-dir", str(elsewhere), "down", env=NO_RUN_DIR).returncode == Exit.OK
+
+
+def test_the_run_directory_may_have_any_ordinary_name(home: Path, elsewhere: Path) -> None:
+    """Spaces and percent signs are the conf's own business."""
+    write_conf(home, {"one": "sh -c 'echo $CDN_RUN_DIR; exec sleep 1000'"})
+    odd = elsewhere / "50% of it"
+    with ended_afterwards(odd):
+        done = up(home, env={"CDN_RUN_DIR": str(odd)})
+        assert done.returncode == Exit.OK, done.stderr
+        assert until(lambda: (odd / "one.log").read_text()) == f"{odd}\n"
+        assert up(home, env={"CDN_RUN_DIR": str(odd)}).returncode == Exit.OK
+        ctl = [str(BIN / "supervisorctl"), "-c", str(odd / "supervisord.conf"), "status"]
+        assert "RUNNING" in subprocess.run(ctl, capture_output=True, text=True).stdout
+        assert cdnctl(odd, "down").returncode == Exit.OK
+
+
+def test_the_configuration_may_come_from_the_environment(home: Path, elsewhere: Path) -> None:
+    """CDN_CONFIG names it for up, and its run directory for everything else."""
+    conf = write_conf(home, PLAIN)
+    env: dict[str, str | None] = {"CDN_CONFIG": str(conf), "CDN_RUN_DIR": None}
+    assert cdnctl(elsewhere, "up", env=env).returncode == Exit.OK
+    assert cdnctl(elsewhere, "status", env=env).returncode == Exit.OK
+    assert cdnctl(elsewhere, "down", env=env).returncode == Exit.OK
+
+
+def test_a_second_fleet_in_the_same_run_directory_is_refused(home: Path, elsewhere: Path) -> None:
+    """By name of the first one's configuration; the first is undisturbed."""
+    write_conf(home, PLAIN)
+    with short_dir() as other:
+        second = write_conf(other, {"three": "sleep 1000"})
+        place: dict[str, str | None] = {"CDN_RUN_DIR": str(elsewhere)}
+        assert up(home, env=place).returncode == Exit.OK
+        pid = supervisord_pid(elsewhere)
+        done = up(other, "-c", str(second), env=place)
+        assert done.returncode == Exit.FAILED
+        assert f"the fleet of {home / 'supervisord.conf'} runs there (supervisord pid {pid})" in done.stderr
+        assert set(services_of(cdnctl(elsewhere, "status", "--json"))) == set(PLAIN)
+        assert supervisord_pid(elsewhere) == pid
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense", "File contains no section headers"),
+        ("[program:x]\ncommand=y\n", "it has no section [supervisord]"),
+        ("[supervisord]\n", "[unix_http_server] file is missing"),
+        ("[supervisord]\n[unix_http_server]\nfile=/run/other.sock\n", "[unix_http_server] file is /run/other.sock"),
+    ],
+)
+def test_a_broken_conf_is_refused(home: Path, text: str, said: str) -> None:
+    """Before anything is started, with the file's name."""
+    (home / "supervisord.conf").write_text(text)
+    done = up(home)
+    assert done.returncode == Exit.FAILED
+    assert said in done.stderr
+    assert str(home / "supervisord.conf") in done.stderr
+
+
+def test_what_supervisord_refuses_is_told(home: Path) -> None:
+    """Its own words, in a line."""
+    write_conf(home, PLAIN, extra="[program:bad]\ncommand=sleep 1\nautorestart=perhaps")
+    done = up(home)
+    assert done.returncode == Exit.FAILED
+    assert "cannot start supervisord with" in done.stderr
+    assert "perhaps" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_conf_for_the_foreground_is_refused(home: Path) -> None:
+    """It would never return."""
+    write_conf(home, PLAIN)
+    conf = home / "supervisord.conf"
+    conf.write_text(conf.read_text().replace("[supervisord]", "[supervisord]\nnodaemon=true"))
+    done = up(home)
+    assert (done.returncode, "nodaemon=true" in done.stderr) == (Exit.FAILED, True)
+
+
+def test_no_conf_is_told(home: Path) -> None:
+    """With what to do."""
+    done = up(home)
+    assert done.returncode == Exit.FAILED
+    assert f"cannot read {home / 'supervisord.conf'}: No such file or directory; name a supervisord.conf" in done.stderr
+
+
+def test_a_run_directory_that_cannot_serve_is_refused(home: Path) -> None:
+    """Too long for sockets, or not a directory."""
+    write_conf(home, PLAIN)
+    long = up(home, env={"CDN_RUN_DIR": str(home / ("x" * 100))})
+    assert long.returncode == Exit.FAILED
+    assert "the limit is 107" in long.stderr
+    (home / "file").write_text("")
+    blocked = up(home, env={"CDN_RUN_DIR": str(home / "file" / "run")})
+    assert blocked.returncode == Exit.FAILED
+    assert "cannot use run directory" in blocked.stderr
+
+
+def test_up_after_supervisord_was_killed(home: Path) -> None:
+    """Its stale socket and pidfile are in nobody's way."""
+    write_conf(home, PLAIN)
+    assert up(home).returncode == Exit.OK
+    kill_tree(supervisord_pid(home / "run"))
+    assert cdnctl(home, "status", cwd=home, env=NO_RUN_DIR).returncode == Exit.UNKNOWN
+    assert "already down" in down(home).stderr
+    assert up(home).returncode == Exit.OK
+
+
+def test_down_ends_what_outlived_its_supervisord(home: Path) -> None:
+    """A service whose supervisord was killed holds its lock still; down tells it to end."""
+    locking = "import fcntl, time; f = open('%(here)s/run/locks/survivor.lock', 'w'); fcntl.flock(f, 2); "
+    write_conf(home, {"survivor": f'{sys.executable} -uc "{locking}print(1); time.sleep(1000)"'})
+    assert up(home).returncode == Exit.OK
+    survivor = psutil.Process(supervisord_pid(home / "run")).children()[0]
+    until(lambda: (home / "run" / "survivor.log").read_text() == "1\n")
+    os.kill(supervisord_pid(home / "run"), signal.SIGKILL)
+    done = down(home)
+    assert done.returncode == Exit.OK
+    assert "ending survivor" in done.stderr
+    assert is_gone(survivor.pid)
+
+
+def test_down_does_not_claim_what_it_cannot_do(home: Path) -> None:
+    """A lock whose taker is gone is held by a process that the kernel does not name: that is told, exit 1."""
+    write_conf(home, {"odd": "sh -c 'exec 9>%(here)s/run/locks/odd.lock; flock -n 9; exec sleep 1000'"})
+    assert up(home).returncode == Exit.OK
+    holder = psutil.Process(supervisord_pid(home / "run")).children()[0]
+    try:
+        until(lambda: holder.name() == "sleep")
+        os.kill(supervisord_pid(home / "run"), signal.SIGKILL)
+        done = down(home)
+        assert done.returncode == Exit.FAILED
+        assert f"fuser {home / 'run' / 'locks' / 'odd.lock'}" in done.stderr
+    finally:
+        kill_tree(holder.pid)
+
+
+def test_down_says_what_still_runs(home: Path) -> None:
+    """124 when the time is over; it goes on, and waiting again ends well."""
+    write_conf(home, {"deaf": "sh -c 'trap \"\" TERM; while :; do sleep 0.05; done'"})
+    conf = home / "supervisord.conf"
+    conf.write_text(conf.read_text().replace("startsecs=0", "startsecs=0\nstopwaitsecs=3\nkillasgroup=true"))
+    assert up(home).returncode == Exit.OK
+    late = cdnctl(home, "down", "--timeout", "300ms", cwd=home, env=NO_RUN_DIR)
+    assert late.returncode == Exit.TIMED_OUT
+    assert "still runs" in late.stderr
+    assert down(home).returncode == Exit.OK
