@@ -1,0 +1,293 @@
+"""The whole fleet as the project ships it: supervisord.conf, ATLAS, the services, and every verb of cdnctl."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cli.exits import Exit
+from tests.cli.support import CDNCTL, cdnctl, ended_afterwards, fleet_copy, outcomes_of, services_of
+from tests.support import BIN, environment, short_dir, until
+
+NAMES = ("atlas", "cdn-data-fabric", "gateway-primary")
+CHOOSE: dict[str, str | None] = {"CDN_RUN_DIR": None, "CDN_PORT": "0"}
+SLOW = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < {rows}) SELECT count(*) AS n FROM c"
+
+
+class Fleet:
+    """A fleet of its own, in a directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.run_dir = home / "run"
+        self.conf = fleet_copy(home)
+
+    def cdnctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As an operator in that directory."""
+        return cdnctl(self.home, *arguments, cwd=self.home, env=CHOOSE)
+
+    def supervisorctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The stock one, by its full path: no environment is activated."""
+        return subprocess.run(
+            [str(BIN / "supervisorctl"), "-c", "supervisord.conf", *arguments],
+            cwd=self.home,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """No run directory, free ports, and nothing of a virtual environment."""
+        clean = {
+            key: value for key, value in environment(self.home).items() if key not in ("CDN_RUN_DIR", "PYTHONPATH")
+        }
+        return clean | {"CDN_PORT": "0", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+    def service(self, name: str) -> dict[str, Any]:
+        """Its line of the status."""
+        return services_of(self.cdnctl("status", "--json", name))[name]
+
+    def healthy(self, name: str) -> dict[str, Any]:
+        """Its line of the status, once it is well."""
+
+        def look() -> dict[str, Any] | None:
+            done = self.cdnctl("status", "--json", name)
+            return services_of(done)[name] if done.returncode == Exit.OK else None
+
+        found = until(look, what=f"{name} is well")
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Fleet]:
+    """One fleet for this module's tests; each finds it well."""
+    with short_dir() as home:
+        fleet = Fleet(home)
+        with ended_afterwards(fleet.run_dir):
+            done = fleet.cdnctl("up")
+            assert done.returncode == Exit.OK, done.stderr
+            yield fleet
+            ended = fleet.cdnctl("down")
+            assert ended.returncode == Exit.OK, ended.stderr
+
+
+@pytest.fixture
+def fleet(shared: Fleet) -> Fleet:
+    """All of it running and healthy."""
+    until(lambda: shared.cdnctl("status").returncode == Exit.OK, what="the fleet is well")
+    return shared
+
+
+def test_the_table(fleet: Fleet) -> None:
+    """Every service runs, is healthy, and answers at the address that the status says."""
+    done = fleet.cdnctl("status")
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "3 running"
+    for name, service in services_of(fleet.cdnctl("status", "--json")).items():
+        assert (service["state"], service["health"], service["phase"]) == ("RUNNING", "healthy", "serving"), name
+        assert service["pid"] == psutil.Process(service["pid"]).pid
+        assert service["rss_bytes"] > 2**20
+        with urllib.request.urlopen(service["address"] + "/livez", timeout=10) as answer:
+            assert answer.status == 200
+
+
+def test_up_again_shows_the_same_fleet(fleet: Fleet) -> None:
+    """Already running is no failure; addresses are shown."""
+    before = services_of(fleet.cdnctl("status", "--json"))
+    done = fleet.cdnctl("up")
+    assert done.returncode == Exit.OK
+    assert "already running" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == list(NAMES)
+    assert {name: service["pid"] for name, service in before.items()} == {
+        name: service["pid"] for name, service in services_of(fleet.cdnctl("status", "--json")).items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_restart(fleet: Fleet, name: str) -> None:
+    """Done means another process, of a later incarnation, that is ready; ATLAS itself is no exception."""
+    before = fleet.service(name)
+    done = fleet.cdnctl("restart", name, "--json")
+    assert done.returncode == Exit.OK, done.stderr
+    assert outcomes_of(done)[name]["outcome"] == "done"
+    after = fleet.service(name)
+    assert after["incarnation"] > before["incarnation"]
+    assert after["pid"] != before["pid"]
+    assert fleet.healthy(name)["state"] == "RUNNING"
+
+
+def test_stop_and_start(fleet: Fleet) -> None:
+    """What is stopped stays down and is not well; restart starts it; start of what runs leaves it alone."""
+    assert fleet.cdnctl("stop", "gate*").returncode == Exit.OK
+    stopped = fleet.cdnctl("status", "gateway-primary", "--json")
+    assert stopped.returncode == Exit.NOT_WELL
+    assert services_of(stopped)["gateway-primary"]["state"] == "STOPPED"
+    assert fleet.cdnctl("status").stdout.splitlines()[-1] == "2 running, 1 stopped"
+    assert fleet.cdnctl("status", "atlas").returncode == Exit.OK
+    assert fleet.cdnctl("restart", "gateway-primary").returncode == Exit.OK
+    pid = fleet.healthy("gateway-primary")["pid"]
+    assert "already running" in fleet.cdnctl("start", "gateway-primary").stdout
+    assert fleet.service("gateway-primary")["pid"] == pid
+
+
+def test_a_killed_service_is_back_and_the_table_shows_it(fleet: Fleet) -> None:
+    """SIGKILL: another pid, one restart more, and an event that says so."""
+    before = fleet.service("cdn-data-fabric")
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: fleet.service("cdn-data-fabric")["pid"] not in (None, before["pid"]), what="it is back")
+    after = fleet.healthy("cdn-data-fabric")
+    assert after["restarts"] == before["restarts"] + 1
+    events = json.loads(fleet.cdnctl("events", "cdn-data-fabric", "--json").stdout)["events"]
+    assert any(str(after["pid"]) in event["text"] for event in events), events
+
+
+def test_supervisorctl_restart_drains(fleet: Fleet) -> None:
+    """A query in flight is answered in full by the process that was told to end."""
+    service = fleet.service("cdn-data-fabric")
+    answers: list[tuple[int, Any]] = []
+
+    def ask() -> None:
+        body = json.dumps({"sql": SLOW.format(rows=4_000_000), "timeout_s": 30}).encode()
+        request = urllib.request.Request(
+            service["address"] + "/sql", data=body, headers={"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answers.append((answer.status, json.load(answer)))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    process = psutil.Process(service["pid"])
+    began_s = process.cpu_times().user
+    until(lambda: process.cpu_times().user > began_s + 0.1, what="the query runs")
+    done = fleet.supervisorctl("restart", "cdn-data-fabric")
+    asking.join()
+    assert "cdn-data-fabric: started" in done.stdout, done.stdout + done.stderr
+    assert [status for status, _ in answers] == [200]
+    assert "4000000" in json.dumps(answers)
+    assert fleet.healthy("cdn-data-fabric")["pid"] != service["pid"]
+
+
+def test_without_atlas_supervisord_is_asked(fleet: Fleet) -> None:
+    """ATLAS is stopped: status, restart, and its own start go through supervisord and say so."""
+    assert fleet.cdnctl("stop", "atlas").returncode == Exit.OK
+    try:
+        status = fleet.cdnctl("status", "--json")
+        assert status.returncode == Exit.NOT_WELL
+        assert "no answer from ATLAS within 1.0 s; asking supervisord" in status.stderr
+        services = services_of(status)
+        assert (services["atlas"]["state"], services["gateway-primary"]["state"]) == ("STOPPED", "RUNNING")
+        restart = fleet.cdnctl("restart", "gateway-primary")
+        assert restart.returncode == Exit.OK, restart.stderr
+        assert "cannot restart gateway-primary: no answer from ATLAS within 1.0 s" in restart.stderr
+        assert fleet.cdnctl("events").returncode == Exit.UNKNOWN
+    finally:
+        start = fleet.cdnctl("start", "atlas")
+    assert start.returncode == Exit.OK, start.stderr
+    assert services_of(fleet.cdnctl("status", "--json")).keys() == set(NAMES)
+
+
+def test_a_frozen_atlas_is_survived(fleet: Fleet) -> None:
+    """SIGSTOP: the status comes all the same, from whoever can tell; then ATLAS is replaced."""
+    before = fleet.service("atlas")
+    os.kill(before["pid"], signal.SIGSTOP)
+    done = fleet.cdnctl("status", "--json")
+    assert services_of(done).keys() == set(NAMES)
+    until(lambda: fleet.healthy("atlas")["pid"] != before["pid"], what="another ATLAS")
+
+
+def test_a_killed_atlas_is_seen_whole_again(fleet: Fleet) -> None:
+    """The services are undisturbed, and the first status after it shows all of them."""
+    before = services_of(fleet.cdnctl("status", "--json"))
+    os.kill(before["atlas"]["pid"], signal.SIGKILL)
+    after = services_of(fleet.cdnctl("status", "--json"))
+    assert {name: after[name]["pid"] for name in NAMES[1:]} == {name: before[name]["pid"] for name in NAMES[1:]}
+
+
+def test_logs_and_events(fleet: Fleet) -> None:
+    """What the services wrote, and what ATLAS saw of an order."""
+    assert fleet.cdnctl("logs", "atlas", "-n", "5").stdout.count("\n") == 5
+    assert fleet.cdnctl("restart", "gateway-primary").returncode == Exit.OK
+    events = fleet.cdnctl("events", "gateway-primary", "-n", "100").stdout
+    assert "restart asked by" in events
+    with subprocess.Popen(
+        [str(CDNCTL), "events", "-f", "-n", "0", "--json"],
+        cwd=fleet.home,
+        env=fleet.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as follower:
+        assert follower.stdout is not None
+        heard: list[dict[str, Any]] = []
+        reader = threading.Thread(target=lambda: heard.extend(json.loads(line) for line in follower.stdout or ()))
+        reader.start()
+
+        def stopped_is_heard() -> bool:
+            fleet.cdnctl("restart", "cdn-data-fabric")
+            return any(event["instance"] == "cdn-data-fabric" for event in heard)
+
+        until(stopped_is_heard, within_s=60, what="the feed tells of a restart")
+        follower.send_signal(signal.SIGINT)
+        reader.join()
+    assert follower.returncode == Exit.INTERRUPTED
+
+
+def test_bare_supervisord(short_home: Path) -> None:
+    """`supervisord -c supervisord.conf`, nothing activated: quiet, private, ready; supervisorctl and cdnctl see it."""
+    fleet = Fleet(short_home)
+    fleet.run_dir.mkdir(mode=0o755)  # as a fresh clone has it
+    with ended_afterwards(fleet.run_dir):
+        done = subprocess.run(
+            [str(BIN / "supervisord"), "-c", "supervisord.conf"],
+            cwd=fleet.home,
+            env=fleet.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        until(lambda: fleet.supervisorctl("status").stdout.count("RUNNING") == 3, what="supervisorctl shows three")
+        assert fleet.run_dir.stat().st_mode & 0o777 == 0o700
+        assert (fleet.run_dir / "supervisor.sock").stat().st_mode & 0o777 == 0o700
+        until(lambda: fleet.cdnctl("status").returncode == Exit.OK, what="cdnctl shows it well")
+        assert fleet.cdnctl("up").returncode == Exit.OK
+        assert fleet.cdnctl("down").returncode == Exit.OK
+
+
+@pytest.fixture
+def short_home() -> Iterator[Path]:
+    """A directory for another fleet."""
+    with short_dir() as path:
+        yield path
+
+
+def test_a_port_in_use_is_told_by_up(short_home: Path) -> None:
+    """Which service, which port, and exit code 1; the others run."""
+    fleet = Fleet(short_home)
+    with ended_afterwards(fleet.run_dir):
+        import socket
+
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            text = fleet.conf.read_text().replace(
+                "command=python -m services.gateway",
+                f'command=python -m services.gateway\nenvironment=CDN_PORT="{port}"',
+            )
+            fleet.conf.write_text(text)
+            done = fleet.cdnctl("up")
+        assert done.returncode == Exit.FAILED, done.stdout
+        assert "gateway-primary is not ready: EXITED" in done.stderr
+        assert port in done.stderr
+        assert done.stdout.splitlines()[3].split()[:2] == ["gateway-primary", "EXITED"]
+        assert fleet.cdnctl("down").returncode == Exit.OK
