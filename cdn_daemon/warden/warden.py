@@ -147,7 +147,9 @@ class Warden:
     def _environment(self, program: Program) -> Mapping[str, str]:
         """What a child is told: where to speak to us, and how often."""
         told = {"CDN_RUN_DIR": str(self._run_dir.path), "CDN_LIFE": self._mark(program, program.starts + 1)}
-        if self._inbox is not None and self._inbox.has(program.name):
+        if self._inbox is not None:
+            if not self._inbox.has(program.name):
+                self._mend(time.monotonic())
             told["NOTIFY_SOCKET"] = str(self._inbox.path(program.name))
             if program.settings.watchdog_s:
                 told["WATCHDOG_USEC"] = str(int(program.settings.watchdog_s * 1e6))
@@ -220,7 +222,10 @@ class Warden:
             if overdue:
                 self._convict(program, overdue, signal.SIGABRT, now_s)
             is_busy = is_busy or life.kill_due_s is not None or program.is_awaited
-        for verdict in self._watch.tick(programs, late_s, now_s):
+        verdicts = self._watch.tick(programs, late_s, now_s)
+        if verdicts and self._mend(now_s):
+            verdicts = []  # they may have spoken, with nobody there to hear it
+        for verdict in verdicts:
             first = signal.SIGKILL if verdict.finding is Finding.STOPPED else signal.SIGABRT
             self._convict(self._table.programs[verdict.name], verdict.text, first, now_s)
         if self._bailiff.is_busy:
@@ -254,19 +259,18 @@ class Warden:
         if is_due or has_changed:
             self._node.publish(self.status())
 
-    def _mend(self, now_s: float) -> None:
-        """Have the notify sockets where programs look for them, should somebody have cleared the run directory."""
-        if self._inbox is None:
-            return
-        missing = [name for name in self._inbox.lost() if name in self._table.programs]
-        if not missing:
-            return
+    def _mend(self, now_s: float) -> bool:
+        """Have the notify sockets where programs look for them; whether somebody had cleared the run directory."""
+        missing = self._inbox.lost() if self._inbox is not None else []
+        if self._inbox is None or not missing:
+            return False
         self.boundary.counts["sockets_lost"] += len(missing)
         self._logger.error(f"warden: {len(missing)} notify sockets in {self._run_dir.path} are gone; making them anew")
         prepare(self._run_dir)
         for name in missing:
             self._inbox.open(name)
         self._watch.excuse(self._table.programs.values(), float("inf"), now_s)  # none of them could be heard
+        return True
 
     def status(self) -> NodeStatus:
         """The process table as of now; counts as one of the statuses sent."""

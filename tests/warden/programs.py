@@ -31,12 +31,31 @@ def tell(text):
         s.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
 """
 
+BEATS = """
+import faulthandler, signal, threading
+faulthandler.enable()
+def beats():
+    while True:
+        try: tell("WATCHDOG=1")
+        except OSError: pass
+        time.sleep(0.1)
+threading.Thread(target=beats, daemon=True).start()
+tell("READY=1\\nSTATUS=serving")
+"""
+"""Ready at once, then beats ten times a second, as the embedded daemon does."""
+
 
 def python(directory: Path, name: str, body: str, *, notifies: bool = False) -> str:
     """Command line of a Python program with that body; with ``tell(text)``, if it is to notify."""
     path = directory / f"{name}.py"
     path.write_text((NOTIFY if notifies else "import os, sys, time\n") + body)
     return f"{sys.executable} {path}"
+
+
+def beating(directory: Path, name: str, body: str = "while True: time.sleep(1)", **more: str) -> dict[str, str]:
+    """A program that is watched as this project's own are."""
+    command = python(directory, name, BEATS + body, notifies=True)
+    return {"command": command, "type": "notify", "watchdog_s": "0.6", **more}
 
 
 class FakeAtlas:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import BIN, Supervisord, short_dir, until
+from tests.support import BIN, Supervisord, until
 from tests.warden.programs import fake_atlas, python
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    with short_dir() as path:
-        yield path
 
 
 def test_start_returns_when_ready_and_status_says_starting_until_then(run_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,20 +19,8 @@ from bus.messages import (
     StopProcess,
 )
 from cdn_daemon.warden.orders import Act, Ended, Goal, Memory, Order, Wait, next_move
-from tests.support import Supervisord, short_dir, until
-from tests.warden.programs import FakeAtlas, fake_atlas, python
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    with short_dir() as path:
-        yield path
-
-
-@pytest.fixture
-def atlas(run_dir: Path) -> Iterator[FakeAtlas]:
-    with fake_atlas(run_dir) as atlas:
-        yield atlas
+from tests.support import Supervisord, until
+from tests.warden.programs import FakeAtlas, python
 
 
 def test_restart_stop_and_start_end_when_the_state_is_reached(run_dir: Path, atlas: FakeAtlas) -> None:

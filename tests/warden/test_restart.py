@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import BIN, Supervisord, short_dir, until
+from tests.support import BIN, Supervisord, until
 from tests.warden.programs import fake_atlas, python
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    with short_dir() as path:
-        yield path
 
 
 def test_a_killed_program_is_replaced_and_the_table_says_how_it_ended(run_dir: Path) -> None:

@@ -1,0 +1,170 @@
+"""Hung or not, in a real supervisord: what is stuck is replaced, with evidence; what is merely slow is left alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cdn_daemon.warden.postmortem import PostMortem, read
+from tests.support import Supervisord, until
+from tests.warden.programs import FakeAtlas, beating
+
+HELD = "import ctypes, re\n" + (
+    "signal.signal(signal.SIGUSR1, lambda *_: re.match('(a+)+$', 'a' * 40 + 'b'))\n"
+    "signal.signal(signal.SIGUSR2, lambda *_: ctypes.PyDLL(None).sleep(1000))\n"
+    "while True: time.sleep(1)"
+)
+
+
+def replaced(atlas: FakeAtlas, run_dir: Path, name: str, pid: int) -> PostMortem:
+    """Wait until that process is replaced; its post-mortem."""
+    until(lambda: atlas.row(name, "RUNNING").pid != pid, what=f"{name} is replaced")
+    return read(run_dir / "postmortems", name)[-1]
+
+
+def test_a_stopped_program_is_replaced(run_dir: Path, atlas: FakeAtlas) -> None:
+    with Supervisord(run_dir, {"web": beating(run_dir, "web")}):
+        pid = atlas.row("web", "RUNNING").pid or 0
+        os.kill(pid, signal.SIGSTOP)
+        report = replaced(atlas, run_dir, "web", pid)
+        assert report.verdict.startswith("stopped by a signal (state T)")
+        assert report.end == f"killed by SIGKILL: {report.verdict}"
+        assert report.last_status == "serving"
+
+
+@pytest.mark.parametrize("how", [signal.SIGUSR1, signal.SIGUSR2], ids=["burning", "sleeping"])
+def test_a_held_interpreter_is_replaced_and_leaves_its_stacks(
+    run_dir: Path, atlas: FakeAtlas, how: signal.Signals
+) -> None:
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", HELD)}):
+        pid = atlas.row("web", "RUNNING").pid or 0
+        os.kill(pid, how)
+        report = replaced(atlas, run_dir, "web", pid)
+        assert report.verdict.startswith("silent for ")
+        assert "of CPU and waited" in report.verdict
+        assert "most recent call first" in report.log_tail  # faulthandler, at SIGABRT
+        assert "<lambda>" in report.log_tail
+
+
+def test_one_that_asks_for_it_is_replaced_with_its_reason(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = "time.sleep(0.5)\ntell('STATUS=loop is stuck\\nWATCHDOG=trigger')\nwhile True: time.sleep(1)"
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", body)}):
+        first = atlas.row("web", "RUNNING").pid or 0
+        assert replaced(atlas, run_dir, "web", first).verdict == "asked for it: loop is stuck"
+
+
+def test_one_that_declared_a_long_call_is_left_alone(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = "import ctypes\ntell('EXTEND_TIMEOUT_USEC=60000000')\nctypes.PyDLL(None).sleep(3)\nopen(sys.argv[1], 'w')\n"
+    program = beating(run_dir, "web", body + "while True: time.sleep(1)")
+    program["command"] += f" {run_dir}/done"
+    with Supervisord(run_dir, {"web": program}):
+        atlas.row("web", "RUNNING")
+        until((run_dir / "done").exists, what="the long call is over")
+        assert atlas.row("web").restarts == 0
+
+
+def test_one_that_never_beats_is_not_judged_and_one_may_ask_for_more_time(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Its own WATCHDOG_USEC counts; as proof that the judge was at work, a third one is replaced meanwhile."""
+    own_limit = "tell('WATCHDOG_USEC=100000000')\nwhile True: time.sleep(1)"
+    programs = {
+        "plain": {"command": "sleep 1000"},
+        "patient": beating(run_dir, "patient", own_limit),
+        "web": beating(run_dir, "web", HELD),
+    }
+    with Supervisord(run_dir, programs):
+        plain, patient, web = (atlas.row(name, "RUNNING").pid or 0 for name in programs)
+        os.kill(plain, signal.SIGSTOP)
+        os.kill(web, signal.SIGUSR2)
+        replaced(atlas, run_dir, "web", web)
+        assert atlas.row("plain").pid == plain
+        assert atlas.row("patient").pid == patient
+        os.kill(plain, signal.SIGCONT)
+
+
+def test_a_process_under_a_debugger_is_left_alone(run_dir: Path, atlas: FakeAtlas) -> None:
+    gdb = shutil.which("gdb")
+    if gdb is None:
+        pytest.skip("no gdb here")
+    with Supervisord(run_dir, {"web": beating(run_dir, "web")}):
+        pid = atlas.row("web", "RUNNING").pid or 0
+        debugger = subprocess.Popen(
+            [gdb, "-q", "-nx", "-p", str(pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: "(tracing stop)" in Path(f"/proc/{pid}/status").read_text(), what="traced")
+            seen = time.monotonic()
+            until(lambda: time.monotonic() - seen > 3.0, what="five limits have passed")
+            assert atlas.row("web").pid == pid
+            assert "(tracing stop)" in Path(f"/proc/{pid}/status").read_text()
+        finally:
+            debugger.kill()
+            debugger.wait()
+        until(lambda: "(tracing stop)" not in Path(f"/proc/{pid}/status").read_text(), what="let go")
+
+
+def test_a_supervisord_that_was_stopped_itself_accuses_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
+    names = ("one", "two", "three")
+    with Supervisord(run_dir, {name: beating(run_dir, name) for name in names}) as fleet:
+        before = {name: atlas.row(name, "RUNNING").pid for name in names}
+        assert fleet.process is not None
+        for _ in range(3):
+            os.kill(fleet.process.pid, signal.SIGSTOP)
+            stopped = time.monotonic()
+            until(lambda since=stopped: time.monotonic() - since > 2.0, what="a while")  # type: ignore[misc]
+            os.kill(fleet.process.pid, signal.SIGCONT)
+            heard = len(atlas.statuses)
+            until(lambda since=heard: atlas.rows() and len(atlas.statuses) > since + 2, what="ticking")  # type: ignore[misc]
+        assert {name: atlas.row(name).pid for name in names} == before
+        assert atlas.counts().get("verdicts", 0) == 0
+        assert atlas.counts()["late_ticks"] >= 3
+
+
+def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
+    """The 60 s of 8 × cores busy processes are benchmarks/recovery.py's; this is a shorter one."""
+    names = ("one", "two")
+    with Supervisord(run_dir, {name: beating(run_dir, name) for name in names}):
+        before = {name: atlas.row(name, "RUNNING").pid for name in names}
+        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * (os.cpu_count() or 2))]
+        try:
+            since = time.monotonic()
+            until(lambda: time.monotonic() - since > 8.0, what="a while of overload", every_s=0.5)
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
+        assert {name: atlas.row(name).pid for name in names} == before
+        assert atlas.counts().get("verdicts", 0) == 0
+
+
+def test_judgement_can_be_held(run_dir: Path, atlas: FakeAtlas) -> None:
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", HELD)}) as fleet:
+        pid = atlas.row("web", "RUNNING").pid or 0
+        rpc(fleet, "holdJudgement", 60.0)
+        os.kill(pid, signal.SIGSTOP)
+        heard = len(atlas.statuses)
+        until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
+        assert atlas.row("web").pid == pid
+        assert atlas.counts()["judgement_held_s"] > 0
+        rpc(fleet, "holdJudgement", 0.0)
+        replaced(atlas, run_dir, "web", pid)
+
+
+def rpc(fleet: Supervisord, method: str, *arguments: float) -> object:
+    """Call the warden over supervisord's XML-RPC."""
+    from xmlrpc.client import ServerProxy
+
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(None, None, f"unix://{fleet.run_dir}/supervisor.sock")
+    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+        return getattr(proxy.cdn, method)(*arguments)

@@ -1,0 +1,201 @@
+"""Nothing that happens to the warden harms supervisord, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cdn_daemon.warden import postmortem
+from cdn_daemon.warden.postmortem import PostMortem
+from cdn_daemon.warden.reach import UnsupportedVersion, check_version
+from cdn_daemon.warden.settings import SettingsError, check_defaults, read, settings_of
+from tests.support import BIN, Supervisord, kill_tree, until
+from tests.warden.programs import FakeAtlas, beating, python
+
+
+def test_it_daemonises_reloads_and_takes_in_new_programs(run_dir: Path, atlas: FakeAtlas) -> None:
+    fleet = Supervisord(run_dir, {"web": beating(run_dir, "web")})
+    subprocess.run([str(BIN / "supervisord"), "-c", str(fleet.conf)], env=fleet.env, cwd=run_dir, check=True)
+    until(lambda: fleet.ctl("pid").returncode == 0, what="supervisord answers")
+    supervisord = psutil.Process(int(fleet.ctl("pid").stdout))
+    try:
+        first = atlas.row("web", "RUNNING")
+        os.kill(first.pid or 0, signal.SIGKILL)
+        until(lambda: atlas.row("web", "RUNNING").restarts == 1, what="replaced")
+        fds = supervisord.num_fds()
+        for reload in (2, 3, 4):
+            supervisord.send_signal(signal.SIGHUP)
+            until(lambda n=reload: atlas.row("web", "RUNNING") and atlas.statuses[-1].incarnation == n)  # type: ignore[misc]
+            until(lambda: fleet.states().get("web") == "RUNNING", what="ready again")
+        assert supervisord.num_fds() <= fds
+        before = fleet.conf.read_text()
+        fleet.conf.write_text(before + f"[program:new]\ncommand={beating(run_dir, 'new')['command']}\ntype=notify\n")
+        assert "new: added process group" in fleet.ctl("update").stdout
+        atlas.row("new", "RUNNING")
+        fleet.conf.write_text(before)
+        assert "new: removed process group" in fleet.ctl("update").stdout
+        until(lambda: "new" not in atlas.rows(), what="gone from the table")
+        assert atlas.counts().get("errors", 0) == 0
+        fleet.ctl("shutdown")
+        supervisord.wait(timeout=30)
+        assert list((run_dir / "notify").iterdir()) == []
+    finally:
+        kill_tree(supervisord.pid)
+
+
+def test_an_error_inside_is_survived_counted_and_shown(run_dir: Path, atlas: FakeAtlas) -> None:
+    """A post-mortem that cannot be written is an error like any other; the restart happens all the same."""
+    (run_dir / "postmortems").write_text("a file where the directory should be")
+    with Supervisord(run_dir, {"web": {"command": "sleep 1000"}}) as fleet:
+        pid = atlas.row("web", "RUNNING").pid or 0
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: atlas.row("web", "RUNNING").restarts == 1, what="replaced")
+        until(lambda: atlas.counts().get("errors", 0) >= 1, what="counted")
+        assert "_after_end" in atlas.statuses[-1].last_error
+        assert "Traceback" in fleet.log()
+
+
+def test_a_cleared_run_directory_is_mended_and_nobody_is_judged_for_it(run_dir: Path, atlas: FakeAtlas) -> None:
+    with Supervisord(run_dir, {"web": beating(run_dir, "web")}):
+        pid = atlas.row("web", "RUNNING").pid
+        shutil.rmtree(run_dir / "notify")
+        until(lambda: atlas.counts().get("sockets_lost", 0) >= 1, what="noticed")
+        heard = len(atlas.statuses)
+        until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
+        assert atlas.row("web").pid == pid
+
+
+def test_nothing_of_the_tree_is_left_behind(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Children in the group, one that left it by setsid, and one that did so twice."""
+    body = (
+        "import subprocess\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(1000)']\n"
+        "pids = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]\n"
+        "twice = subprocess.run([sys.executable, '-c', f'import subprocess; print(subprocess.Popen({sleep}, "
+        "start_new_session=True, stdout=subprocess.DEVNULL).pid)'], stdout=subprocess.PIPE, start_new_session=True)\n"
+        "pids.append(int(twice.stdout))\n"
+        "open(sys.argv[1], 'w').write(' '.join(map(str, pids)))\n"
+        "tell('READY=1')\nwhile True: time.sleep(1)"
+    )
+    program = beating(run_dir, "tree", body)
+    program["command"] += f" {run_dir}/pids"
+    with Supervisord(run_dir, {"tree": program}):
+        until(lambda: len((run_dir / "pids").read_text().split()) == 3 if (run_dir / "pids").exists() else False)
+        pids = [int(pid) for pid in (run_dir / "pids").read_text().split()]
+        os.kill(atlas.row("tree", "RUNNING").pid or 0, signal.SIGKILL)
+        until(lambda: not any(psutil.pid_exists(pid) for pid in pids), what="the whole tree is gone")
+        until(lambda: atlas.row("tree", "RUNNING").restarts == 1, what="replaced")
+
+
+def test_one_that_ignores_sigterm_is_killed_after_its_grace(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntell('READY=1')\ntime.sleep(1000)"
+    program = {"command": python(run_dir, "deaf", body, notifies=True), "type": "notify", "stopwaitsecs": "1"}
+    with Supervisord(run_dir, {"deaf": program}) as fleet:
+        atlas.row("deaf", "RUNNING")
+        fleet.ctl("stop", "deaf")
+        row = atlas.row("deaf", "STOPPED")
+        assert row.wait_status == signal.SIGKILL
+        assert postmortem.read(run_dir / "postmortems", "deaf")[-1].ordered_by == "an operator"
+
+
+def test_every_incarnation_has_a_post_mortem_and_they_are_bounded(run_dir: Path) -> None:
+    for number in range(postmortem.KEPT + 5):
+        report = PostMortem(
+            name="a:b/../c",
+            host="here",
+            start=number,
+            pid=number + 1,
+            ended_at="2026-01-01T00:00:00Z",
+            lived_s=1.0,
+            ready_after_s=None,
+            wait_status=9,
+            end="killed by SIGKILL",
+        )
+        path = postmortem.write(run_dir / "postmortems", report)
+        assert path.parent.parent == run_dir / "postmortems"
+    (path.parent / "half.part").write_text('{"name": "a')
+    (path.parent / "zzz-damaged.json").write_text('{"name": "a')
+    starts = [report.start for report in postmortem.read(run_dir / "postmortems", "a:b/../c")]
+    assert starts == list(range(5, postmortem.KEPT + 5))
+
+
+def test_a_post_mortem_tells_what_is_known(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = (
+        "os.makedirs(os.environ['CDN_RUN_DIR'] + '/stacks', exist_ok=True)\n"
+        "open(f\"{os.environ['CDN_RUN_DIR']}/stacks/web.{os.getpid()}.txt\", 'w').write('Thread 1: stuck here')\n"
+        "print('last line', flush=True)\ntime.sleep(0.3)\nsys.exit(4)"
+    )
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", body, restart_budget="1")}):
+        atlas.row("web", "FATAL")
+    (report,) = postmortem.read(run_dir / "postmortems", "web")
+    assert report.end == "exit 4"
+    assert report.follows == "FATAL"
+    assert report.stacks == "Thread 1: stuck here"
+    assert report.log_tail.endswith("last line\n")
+    assert report.last_status == "serving"
+    assert report.ready_after_s is not None
+    assert list((run_dir / "stacks").iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["4.2.0", "4.2.5", "4.3.0", "4.3.1.dev1"])
+def test_known_versions_are_taken(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["3.4.0", "4.1.0", "4.4.0", "5.0", "dev"])
+def test_other_versions_are_refused(version: str) -> None:
+    with pytest.raises(UnsupportedVersion, match=r"knows 4\.2 and 4\.3"):
+        check_version(version)
+
+
+@pytest.mark.parametrize(
+    ("own", "complaint"),
+    [
+        ({"type": "forking"}, "cannot use type=forking of program x"),
+        ({"ready_s": "soon"}, "cannot use ready_s=soon"),
+        ({"ready_s": "0"}, "cannot use ready_s=0"),
+        ({"ready_s": "nan"}, "cannot use ready_s=nan"),
+        ({"restart_budget": "0"}, "cannot use restart_budget=0"),
+        ({"restart_budget": "2.5"}, "cannot use restart_budget=2.5"),
+        ({"watchdog_s": "-1"}, "cannot use watchdog_s=-1"),
+        ({"type": "simple", "watchdog_s": "1"}, "it sends no WATCHDOG=1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(own: dict[str, str], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        settings_of("x", "sleep 1", own, {})
+
+
+def test_settings_have_their_defaults_by_the_command() -> None:
+    ours = settings_of("x", "python -m services.atlas", {}, {})
+    assert (ours.notifies, ours.watchdog_s) == (True, 0.6)
+    assert settings_of("x", "/venv/bin/cdn-run -- sleep 1", {}, {}).notifies
+    other = settings_of("x", "sleep 1", {}, {})
+    assert (other.notifies, other.watchdog_s) == (False, 0.0)
+    assert settings_of("x", "sleep 1", {"type": "notify"}, {}).watchdog_s == 0.0
+    assert settings_of("x", "sleep 1", {}, {"type": "notify", "watchdog_s": "5"}).watchdog_s == 5.0
+    assert settings_of("x", "sleep 1", {"ready_s": "7"}, {"ready_s": "5"}).ready_s == 7.0
+    with pytest.raises(SettingsError, match="known are"):
+        check_defaults({"silence": "1"})
+
+
+def test_supervisord_conf_is_read_with_its_includes_and_expansions(run_dir: Path) -> None:
+    conf = run_dir / "supervisord.conf"
+    conf.write_text(
+        "[include]\nfiles = more/*.conf\n[program:web]\ncommand=x %d\ntype=notify ; by default\n"
+        "[program:many]\nprocess_name=%(program_name)s_%(process_num)02d\nnumprocs=2\ndepends_on=%(ENV_BASE)s\n"
+    )
+    (run_dir / "more").mkdir()
+    (run_dir / "more" / "one.conf").write_text("[program:extra]\ncommand=y\nready_s=5\n")
+    assert read(conf, {"ENV_BASE": "web"}) == {
+        "web": {"type": "notify"},
+        "many_00": {"depends_on": "web"},
+        "many_01": {"depends_on": "web"},
+        "extra": {"ready_s": "5"},
+    }
