@@ -450,6 +450,8 @@ class CDNDaemon(ServiceDaemon):
         return self._published_key != (self.lifecycle.phase, self.health(), len(self._reasons()), self.ooda.mode)
 
     def _feed_watchdog(self, now_s: float) -> None:
+        if self.lifecycle.phase is LifecyclePhase.STARTING:
+            return  # whoever has fed it once is judged by its silence, and a start may be silent: imports hold the GIL
         watchdog_s = self._notifier.watchdog_s
         if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 4, REPORT_S) - TICK_S / 2:
             self._fed_s = now_s
