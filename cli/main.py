@@ -6,6 +6,7 @@ and nothing that click does not import already; a test holds it to that.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -89,6 +90,8 @@ def cdnctl(ctx: click.Context, run_dir: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run cdnctl; return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a service's words may not fit the terminal's encoding
     try:
         # standalone_mode would turn an interrupt into 1
         code = cdnctl.main(args=arguments, prog_name="cdnctl", standalone_mode=False)

@@ -6,11 +6,14 @@ imported at the first frame, so what is quick pays nothing for it.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import click
@@ -55,6 +58,7 @@ class Progress:
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
         self._live: Live | None = None
+        self._at_term: object = None
         for name in names:
             self._rows[name] = (Mark.WAITING, "", None)
 
@@ -66,6 +70,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+            signal.signal(signal.SIGTERM, self._at_term)  # type: ignore[arg-type]  # what signal() itself returned
 
     def show(self, name: str, text: str, mark: Mark = Mark.WAITING) -> None:
         """Where it stands now."""
@@ -87,14 +92,19 @@ class Progress:
         from rich.text import Text
 
         if self._live is None:
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
+            self._live = self._opened()
         self._live.update(
             Text.from_ansi("\n".join(self._frame(now_s)), no_wrap=True, overflow="ellipsis"), refresh=True
         )
+
+    def _opened(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._at_term = signal.signal(signal.SIGTERM, _end)  # or it would leave the terminal without a cursor
+        live.start()
+        return live
 
     def _frame(self, now_s: float) -> list[str]:
         screen, spinner = self._screen, _SPINNER[self._glyph_set]
@@ -103,9 +113,34 @@ class Progress:
         name_width = max((len(name) for name in self._rows), default=0)
         text_width = max((len(clean(text)) for _, text, _ in self._rows.values()), default=0)
         lines = [f"{paint(self._title, 'bold', screen)} {paint(duration(elapsed_s), 'dim', screen)}"]
-        for name, (mark, text, took_s) in self._rows.items():
+        shown, folded = fold(list(self._rows), {name: row[0] for name, row in self._rows.items()}, self._room())
+        for name in shown:
+            mark, text, took_s = self._rows[name]
             glyph = turning if mark is Mark.WAITING else _GLYPHS[mark][self._glyph_set]
             after = paint(duration(elapsed_s if took_s is None else took_s), "dim", screen)
             told = f"{clean(name):{name_width}}  {clean(text):{text_width}}"
             lines.append(f"  {paint(glyph, _COLOURS[mark], screen)} {told}  {after}")
+        if folded:
+            lines.append(paint(f"    {folded}", "dim", screen))
         return lines
+
+    def _room(self) -> int:
+        """Lines of the terminal for rows: less the title, what is folded, and the cursor's own."""
+        try:
+            return max(1, os.get_terminal_size(sys.__stderr__.fileno()).lines - 3) if sys.__stderr__ else 21
+        except OSError:
+            return 21
+
+
+def fold(names: Sequence[str], marks: Mapping[str, Mark], room: int) -> tuple[list[str], str]:
+    """The rows that fit, the least finished first to stay, and a word on the others. Pure."""
+    if len(names) <= room:
+        return list(names), ""
+    order = [Mark.FAILED, Mark.WAITING, Mark.DONE]
+    kept = set(sorted(names, key=lambda name: order.index(marks[name]))[:room])
+    others = Counter(marks[name] for name in names if name not in kept)
+    return [name for name in names if name in kept], "and " + ", ".join(f"{others[mark]} {mark}" for mark in others)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -48,9 +48,10 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
     try:
         for name, tail in tails.items():
             try:
-                writer.write(name, tail.begin(lines))
+                text = tail.begin(lines)
             except OSError as error:
                 raise Problem(f"cannot read the log of {name}: {logs[name]}: {error.strerror}", Exit.UNKNOWN) from error
+            writer.write(name, text)
         if not follow:
             for name, path in logs.items():
                 if not path.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -276,8 +277,6 @@ def test_a_port_in_use_is_told_by_up(short_home: Path) -> None:
     """Which service, which port, and exit code 1; the others run."""
     fleet = Fleet(short_home)
     with ended_afterwards(fleet.run_dir):
-        import socket
-
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             text = fleet.conf.read_text().replace(

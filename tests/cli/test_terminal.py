@@ -1,0 +1,177 @@
+"""What cdnctl does on a terminal, and that it leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.endpoints import RunDir
+from bus.messages import HealthStatus, OrderAccepted, OrderProgress, OrderRequest
+from cli.exits import Exit
+from cli.progress import Mark, fold
+from tests.cli.fake_atlas import FakeAtlas, Replies
+from tests.cli.support import CDNCTL, cdnctl, view
+from tests.support import environment, until
+
+FLEET = [view("atlas", uptime_s=100.0), view("web", health=HealthStatus.UNHEALTHY, reason="its store is gone " * 8)]
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+class Screen:
+    """A process on a pseudo-terminal, and all that it wrote there."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self._master = master
+        self._written = bytearray()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                part = os.read(self._master, 65536)
+            except OSError:  # EIO: nobody has the other side open any more
+                return
+            if not part:
+                return
+            self._written += part
+
+    @property
+    def text(self) -> str:
+        """So far."""
+        return self._written.decode()
+
+    def ended(self) -> int:
+        """The exit code, once it has ended and all is read."""
+        code = self.process.wait(30)
+        self._reader.join(30)
+        return code
+
+
+@contextmanager
+def terminal(
+    run_dir: RunDir, *arguments: str, columns: int = 100, env: Mapping[str, str] | None = None
+) -> Iterator[Screen]:
+    """cdnctl with a terminal for stdout and stderr."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    plain = {key: value for key, value in environment(run_dir.path).items() if key != "NO_COLOR"}
+    process = subprocess.Popen(
+        [str(CDNCTL), *arguments],
+        env={**plain, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})},
+        cwd=run_dir.path,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    screen = Screen(process, master)
+    try:
+        yield screen
+    finally:
+        process.kill()
+        screen.ended()
+        os.close(master)
+
+
+def test_a_terminal_has_colours_and_a_pipe_has_none(run_dir: RunDir) -> None:
+    """NO_COLOR is respected, and so is a terminal that is dumb."""
+    with FakeAtlas(run_dir, FLEET):
+        cases: list[tuple[dict[str, str], bool]] = [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+        for env, coloured in cases:
+            with terminal(run_dir, "status", env=env) as screen:
+                assert screen.ended() == Exit.NOT_WELL
+                assert ("\x1b[" in screen.text) is coloured, env
+        piped = cdnctl(run_dir.path, "status")
+    assert "\x1b" not in piped.stdout
+    assert FLEET[1].reason.strip() in piped.stdout
+
+
+@pytest.mark.parametrize("columns", [100, 130, 200])
+def test_a_table_is_as_wide_as_its_terminal(run_dir: RunDir, columns: int) -> None:
+    """A long reason wraps; nothing of it is lost."""
+    with FakeAtlas(run_dir, FLEET), terminal(run_dir, "status", columns=columns, env={"NO_COLOR": "1"}) as screen:
+        screen.ended()
+    assert max(map(len, screen.text.splitlines())) <= columns
+    assert " ".join(screen.text.split()).count("its store is gone") + screen.text.count("its\r\n") >= 1
+    assert screen.text.split().count("gone") == 8
+
+
+def draining(request: OrderRequest) -> Replies:
+    """An order that never ends."""
+    return [
+        OrderAccepted(id=request.id, commands={}),
+        OrderProgress(id=request.id, name="web", text="draining"),
+    ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, 143)])
+def test_the_terminal_is_restored_however_it_ends(run_dir: RunDir, number: signal.Signals, code: int) -> None:
+    """While it waits it shows where things stand; afterwards the display is gone and the cursor is back."""
+    with FakeAtlas(run_dir, FLEET, order=draining), terminal(run_dir, "restart", "web") as screen:
+        until(lambda: "draining" in screen.text, what="the display")
+        assert HIDE in screen.text
+        screen.process.send_signal(number)
+        assert screen.ended() == code
+        assert screen.text.rindex(SHOW) > screen.text.rindex(HIDE)
+
+
+def test_what_is_quick_shows_no_display(run_dir: RunDir) -> None:
+    """Only the outcome; and rich is not even imported."""
+    with FakeAtlas(run_dir, FLEET), terminal(run_dir, "restart", "web", env={"NO_COLOR": "1"}) as screen:
+        assert screen.ended() == Exit.OK
+    assert screen.text == "web restarted in 0.20 s\r\n"
+
+
+def test_another_encoding_breaks_nothing(run_dir: RunDir) -> None:
+    """What does not fit is escaped."""
+    with FakeAtlas(run_dir, [view("atlas", uptime_s=9.0, reason="#1 → #2")]):
+        done = cdnctl(run_dir.path, "status", env={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == Exit.OK, done.stderr
+    assert "#1 \\u2192 #2" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(run_dir: RunDir) -> None:
+    """`cdnctl logs … | head -1` says nothing on stderr."""
+    (run_dir.path / "web.log").write_text("line\n" * 200_000)
+    with subprocess.Popen(
+        [str(CDNCTL), "logs", "web", "-n", "200000"],
+        env=environment(run_dir.path),
+        cwd=run_dir.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as logs:
+        assert logs.stdout is not None
+        assert logs.stderr is not None
+        logs.stdout.readline()
+        logs.stdout.close()
+        said = logs.stderr.read()
+    assert "Traceback" not in said
+    assert "Broken" not in said
+
+
+@given(st.lists(st.sampled_from(Mark), min_size=1, max_size=40), st.integers(1, 30))
+def test_rows_that_do_not_fit_are_counted(marks: list[Mark], room: int) -> None:
+    """What failed stays longest, then what is waited for; the order is kept and every row is accounted for."""
+    names = [f"s{n}" for n in range(len(marks))]
+    of = dict(zip(names, marks, strict=True))
+    shown, rest = fold(names, of, room)
+    assert shown == [name for name in names if name in shown]
+    assert len(shown) == min(room, len(names))
+    assert sum(int(word) for word in rest.replace(",", "").split() if word.isdigit()) == len(names) - len(shown)
+    if any(of[name] is Mark.DONE for name in shown):
+        assert not any(of[name] is not Mark.DONE for name in names if name not in shown)
