@@ -19,6 +19,8 @@ Schema: TypeAlias = Mapping[str, Sequence[str]]
 
 MAX_INDEX_COLUMNS = 5
 MAX_CANDIDATES = 8
+MAX_DEPTH = 100
+"""Brackets within brackets; what is deeper is not looked at. SQLite's parser ends at about the same depth."""
 _CLAUSES = ("select", "from", "where", "group", "having", "window", "order", "limit")
 _JOINS = {"join", "natural", "left", "right", "full", "inner", "outer", "cross"}
 _EQUALS = {"=", "==", "is"}
@@ -57,6 +59,8 @@ def _tree(flat: list[Token]) -> Tree:
     for token in flat:
         if token == Token(Kind.OPERATOR, "("):
             stack.append([])
+            if len(stack) > MAX_DEPTH:
+                return []
         elif token == Token(Kind.OPERATOR, ")") and len(stack) > 1:
             inner = stack.pop()
             stack[-1].append(inner)

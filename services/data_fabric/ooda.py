@@ -41,7 +41,8 @@ class IndexTuner(OodaLoop[Observation, Picture, Decision]):
         now_s = self._clock()
         refused = tuple(spec for spec, (until_s, _) in self._refused.items() if now_s < until_s)
         seen = store.workload.take(dict(store.rows), store.catalogue.own_indexes, refused)
-        return seen if seen.shapes or seen.indexes else None
+        busy = seen.shapes or seen.indexes or any(row.writes_per_s for row in seen.tables)
+        return seen if busy or self._settling is not None else None
 
     def orient(self, observation: Observation) -> Picture:
         """Weigh each index against its upkeep."""

@@ -21,6 +21,9 @@ from services.data_fabric.workload import Plan, Sample
 CHUNKS_AHEAD = 4
 """Chunks of a stream that may wait for the client; the statement pauses meanwhile."""
 
+SWEEP_S = 0.05
+"""Between looks for statements whose time is over."""
+
 Encode = Callable[[Batch], bytes]
 Join = Callable[[list[bytes], Batch, int, bool], bytes]
 """The encoded batches, the last batch, the number of rows, and whether the result was cut short by its size."""
@@ -34,6 +37,8 @@ class Pool:
         self._limits = store.limits
         self._threads = ThreadPoolExecutor(self._limits.readers, thread_name_prefix="fabric-reader")
         self._idle: list[Reader] = []
+        self._at_work: set[Reader] = set()
+        self._sweeping = False
         self._busy = 0
         self._streams = 0
         self.refused = 0
@@ -135,6 +140,7 @@ class Pool:
 
             try:
                 reader = self._reader()
+                self._at_work.add(reader)
                 reader.follow(self._store.catalogue)
                 use(reader, measured)
                 if sample is not None and query.tuned:
@@ -143,11 +149,22 @@ class Pool:
                 fail(error)
             finally:
                 if reader is not None:
+                    self._at_work.discard(reader)
                     self._idle.append(reader)
                 loop.call_soon_threadsafe(self._freed)
 
         self._busy += 1
         self._threads.submit(work)
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_S, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        for reader in list(self._at_work):
+            reader.stop_if_late()
+        self._sweeping = self._busy > 0
+        if self._sweeping:
+            loop.call_later(SWEEP_S, self._sweep, loop)
 
     def _reader(self) -> Reader:
         try:

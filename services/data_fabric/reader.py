@@ -7,6 +7,7 @@ comes after the first semicolon from running at all.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -81,6 +82,8 @@ class Reader:
         self._files = files
         self._deadline_s = 0.0
         self._cancelled = False
+        self._running = False
+        self._lock = threading.Lock()
         self._status: dict[str, int] = {}
         self._attached: dict[str, str | None] = {}
         self.generation = -1
@@ -137,15 +140,28 @@ class Reader:
     def cancel(self) -> None:
         """End the statement that runs, from another thread."""
         self._cancelled = True
+        self.stop_if_late()
+
+    def stop_if_late(self) -> None:
+        """Interrupt the statement that runs if its time is over; from another thread.
+
+        SQLite sees this once per row it visits, where the progress handler counts
+        steps, of which one may take long.
+        """
+        with self._lock:
+            if self._running and self._out_of_time():
+                self.connection.interrupt()
 
     def run(self, query: Query, measured: Callable[[Sample], None]) -> Generator[Batch, None, None]:
         """Run the statement; yield its rows. measured is told once it has ended well.
 
         Raises RefusedError, or CancelledError after cancel().
         """
-        self._cancelled = False
-        self._deadline_s = time.monotonic() + query.timeout_s
         self._status = {}
+        with self._lock:
+            self._cancelled = False
+            self._deadline_s = time.monotonic() + query.timeout_s
+            self._running = True
         columns: tuple[str, ...] = ()
         begun = 0
 
@@ -195,10 +211,12 @@ class Reader:
             wall_s = time.perf_counter() - wall_s
             measured(Sample(cpu_s=cpu_s, wall_s=wall_s, rows=count, **self._counters()))
             yield Batch(columns=columns, rows=rows, more=more)
-        except (apsw.Error, UnicodeDecodeError, OverflowError, TypeError) as error:
+        except (apsw.Error, UnicodeDecodeError, OverflowError, TypeError, KeyError) as error:
             raise self._refusal(error, query) from error
         finally:
             cursor.close(True)
+            with self._lock:
+                self._running = False
 
     def _counters(self) -> dict[str, int]:
         return {name: self._status.get(key, 0) for name, key in _STATISTICS.items()}
@@ -232,6 +250,8 @@ class Reader:
                 return RefusedError(400, f"cannot run this: {said}", value=rest)
             case apsw.BindingsError():
                 return RefusedError(400, f"cannot bind the parameters: {said}", next="give one for each ? or :name")
+            case KeyError():
+                return RefusedError(400, f"cannot bind the parameters: there is none named {said}")
             case apsw.TooBigError():
                 return RefusedError(422, f"cannot run this: {said}", limit=f"{self._limits.field_bytes} bytes a value")
             case apsw.BusyError() | apsw.LockedError():

@@ -85,7 +85,7 @@ class Fabric:
             finally:
                 await chunks.aclose()
 
-        return StreamingResponse(all_chunks(), media_type=MEDIA_TYPES[form], headers={"cdn-row-limit": str(query.rows)})
+        return BreakableStream(all_chunks(), media_type=MEDIA_TYPES[form], headers={"cdn-row-limit": str(query.rows)})
 
     async def rows(self, request: Request) -> Response:
         """``GET /tables/NAME/rows``: a page, in order of insertion."""

@@ -195,14 +195,8 @@ class Store:
                 f"SELECT name, type FROM {quoted(source.name)}.sqlite_schema "
                 "WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_' ORDER BY name LIMIT 1000"
             ).fetchall()
-            columns = "SELECT name, type FROM pragma_table_xinfo(?, ?)"
             return [
-                (
-                    f"{source.name}.{table}",
-                    str(kind),
-                    tuple(Column(*row) for row in probe.execute(columns, (table, name))),
-                )
-                for table, kind in held
+                (f"{source.name}.{table}", str(kind), _columns(probe, source.name, str(table))) for table, kind in held
             ]
         except apsw.Error as error:
             raise RefusedError(
@@ -249,7 +243,9 @@ class Store:
         name = catalogues.index_name(spec)
 
         def write(connection: apsw.Connection) -> None:
-            connection.execute(f"CREATE INDEX {quoted(name)} ON {quoted(spec.table)} ({columns_sql(spec)})")
+            connection.execute(
+                f"CREATE INDEX IF NOT EXISTS {quoted(name)} ON {quoted(spec.table)} ({columns_sql(spec)})"
+            )
             connection.execute(f"ANALYZE {quoted(name)}")
 
         self.writer.submit(write, urgent=True).result()
@@ -300,6 +296,15 @@ class Store:
             raise RefusedError(
                 409, "cannot make this source: there is one of that name", value=source.name, next="PUT replaces it"
             ) from error
+
+
+def _columns(connection: apsw.Connection, schema: str, table: str) -> tuple[Column, ...]:
+    """The columns of a table or view; none for a view that does not work."""
+    try:
+        rows = connection.execute("SELECT name, type FROM pragma_table_xinfo(?, ?)", (table, schema)).fetchall()
+    except apsw.SQLError:
+        return ()
+    return tuple(Column(str(name), str(declared)) for name, declared in rows)
 
 
 def _create(connection: apsw.Connection, name: str, table: Table) -> None:

@@ -1,0 +1,120 @@
+"""Acknowledged means on disk: the real process, killed in the middle of inserts."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.data_fabric.support import Client
+from tests.support import ROOT, environment, free_port, until
+
+
+@contextmanager
+def process(run_path: Path) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
+    """The service as its supervisor would start it, ready."""
+    port = free_port()
+    log = (run_path / "service.log").open("ab")
+    service = subprocess.Popen(
+        [sys.executable, "-m", "services.data_fabric"],
+        env=environment(run_path, CDN_PORT=str(port)),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+    log.close()
+    client = Client(port)
+
+    def ready() -> bool:
+        assert service.poll() is None, (run_path / "service.log").read_text()
+        try:
+            return client.call("GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+    try:
+        until(ready, what="the service is ready")
+        yield client, service
+    finally:
+        if service.poll() is None:
+            service.kill()
+        service.wait(30)
+
+
+def test_every_acknowledged_row_survives_sigkill(run_path: Path) -> None:
+    """Four clients insert without pause, the process is killed, and started again on the same directory.
+
+    Every acknowledged row is there, once. Of those that were under way at most one per client may be.
+    """
+    acknowledged: list[int] = []
+
+    def insert(port: int, who: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for at in range(100_000):
+            number = who * 1_000_000 + at
+            try:
+                connection.request("POST", "/tables/log/rows", json.dumps({"rows": [[number]]}))
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                return
+            assert answer.status == 201
+            acknowledged.append(number)
+
+    with process(run_path) as (client, service):
+        assert client.load("log", "n\n0\n").status == 201
+        threads = [threading.Thread(target=insert, args=(client.port, who)) for who in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(acknowledged) > 200, what="rows are acknowledged")
+        os.kill(service.pid, signal.SIGKILL)
+        service.wait(30)
+        for thread in threads:
+            thread.join()
+    with process(run_path) as (client, _):
+        answer = client.sql("SELECT n FROM log WHERE n > 0", limit=100_000).json
+        found = [row[0] for row in answer["rows"]]
+        assert len(set(found)) == len(found)
+        assert set(acknowledged) <= set(found)
+        assert len(found) <= len(acknowledged) + 4
+
+
+def test_an_upload_cut_by_sigkill_leaves_nothing(run_path: Path) -> None:
+    """Neither a table nor a spooled file after the restart."""
+    spool = run_path / "state" / "cdn-data-fabric" / "spool"
+    with process(run_path) as (client, service):
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+        connection.putrequest("POST", "/sources/half?kind=csv")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b"a,b\n1,2\n")
+        until(lambda: list(spool.iterdir()), what="the upload has begun")
+        os.kill(service.pid, signal.SIGKILL)
+        service.wait(30)
+        connection.close()
+        assert list(spool.iterdir())
+    with process(run_path) as (client, _):
+        assert list(spool.iterdir()) == []
+        assert client.call("GET", "/sources").json["sources"] == []
+
+
+def test_the_service_as_it_is_started(run_path: Path) -> None:
+    """Its check is well, its metrics are there, its state is private, its loop can be switched off."""
+    with process(run_path) as (client, service):
+        assert client.load("t", "a\n1\n").status == 201
+        assert client.sql("SELECT a FROM t").json["rows"] == [[1]]
+        until(lambda: client.call("GET", "/readyz").json["health"] == "healthy")
+        until(lambda: b"\nstatements_total{" in client.call("GET", "/metrics").body)
+        assert (run_path / "state" / "cdn-data-fabric").stat().st_mode & 0o777 == 0o700
+        assert client.call("POST", "/ooda/mode", {"mode": "off"}).status == 200
+        assert client.call("GET", "/ooda").json["mode"] == "off"
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0
