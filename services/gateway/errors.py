@@ -54,13 +54,13 @@ class Refusal(Exception):
         ]
         if self.detail.status == 503:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-        if self.detail.status in (400, 408, 413, 431):
+        if self.detail.status in (400, 408, 431):
             headers.append((b"connection", b"close"))  # what is left of such a request is not read
         return headers
 
 
 class ClientGone(Exception):
-    """The client left before its answer was complete."""
+    """The client left, or took nothing more, before its answer was complete."""
 
 
 CONNECT_KINDS = frozenset({"connect_failed", "connect_timeout"})

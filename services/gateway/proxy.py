@@ -249,15 +249,18 @@ class _Exchange:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
         self._answering.set()
+        chunk, last = b"", False
         try:
-            last = False
             while not last:
                 async with asyncio.timeout(settings.stall_s):
+                    chunk = b""
                     chunk = await connection.read()
                     last = connection.at_end
                     await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
         except TimeoutError as error:
-            raise UpstreamError("stalled", f"nothing moved for {settings.stall_s:g} s", status=504) from error
+            if chunk:
+                raise ClientGone from error  # it is the client that takes nothing
+            raise UpstreamError("stalled", f"nothing came for {settings.stall_s:g} s", status=504) from error
 
     # -- the client's side: its body, then its leaving ---------------------------------------------------
 

@@ -70,7 +70,7 @@ class Gateway:
             "gateway_services": float(len(table.routes)),
             "gateway_targets": float(sum(len(targets) for targets in table.routes.values())),
             "gateway_refused_total": float(self._refused),
-            "gateway_clients_gone_total": float(self._proxy.clients_gone + self._tunnel.clients_gone),
+            "gateway_clients_gone_total": float(self._proxy.clients_gone),
             "gateway_idle_connections": float(self._pool.idle),
             "gateway_feed_dropped_total": float(self._feed.dropped),
             "gateway_saves_failed_total": float(self._feed.saves_failed),

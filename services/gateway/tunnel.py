@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 from cdn_daemon.web import Receive, Scope, Send
 from services.gateway.balance import Balance, Ledger
-from services.gateway.errors import CONNECT_KINDS, ClientGone, UpstreamError, connect_failed, connect_timeout
+from services.gateway.errors import CONNECT_KINDS, UpstreamError, connect_failed, connect_timeout
 from services.gateway.headers import HeaderList, response_headers
 from services.gateway.proxy import Request, admit, targets_of
 from services.gateway.routes import Table, Target
@@ -62,8 +62,6 @@ class Tunnel:
         self._settings = settings
         self._balance = balance
         self._ledger = ledger
-        self.clients_gone = 0
-        """Clients that left before the instance had accepted."""
 
     async def forward(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
         """Connect the client with an instance until either ends; raises Refusal before it is accepted."""
@@ -82,9 +80,6 @@ class Tunnel:
                 if tried or len(targets) < 2 or error.kind not in CONNECT_KINDS:
                     raise error.refusal(target.service, target.instance) from error
                 tried.append(target)
-            except ClientGone:
-                self.clients_gone += 1
-                return
 
     async def _through(self, request: Request, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -98,7 +93,8 @@ class Tunnel:
             passed = _passed(answered, 101, request, target, self._settings)
             headers = [header for header in passed if not header[0].startswith(b"sec-websocket")]
             await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": headers})
-            await _both_ways(upstream, receive, send)
+            if await _both_ways(upstream, receive, send):
+                self._ledger.of(target).failures["truncated"] += 1
         finally:
             if upstream.transport is not None:
                 upstream.transport.abort()
@@ -161,16 +157,15 @@ async def _pass_refusal(
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-async def _both_ways(upstream: ClientConnection, receive: Receive, send: Send) -> None:
-    """Pass messages until one side closes, then close the other in the same way."""
+async def _both_ways(upstream: ClientConnection, receive: Receive, send: Send) -> bool:
+    """Pass messages until one side closes, then close the other in the same way; True if the instance was lost."""
     inward = asyncio.ensure_future(_inward(upstream, receive))
     outward = asyncio.ensure_future(_outward(upstream, send))
     try:
         await asyncio.wait((inward, outward), return_when=asyncio.FIRST_COMPLETED)
-        if inward.done() and not inward.result():
-            await outward  # the instance has closed: what it said before that still has to get through
-        elif outward.done():
-            outward.result()
+        if inward.done() and inward.result() and not outward.done():
+            return False
+        return await outward  # once the instance has closed, what it said before that still has to get through
     finally:
         inward.cancel()
         outward.cancel()
@@ -203,8 +198,8 @@ def _may_be_sent(code: int) -> bool:
     return code in EXTERNAL_CLOSE_CODES or 3000 <= code < 5000
 
 
-async def _outward(upstream: ClientConnection, send: Send) -> None:
-    """Instance to client."""
+async def _outward(upstream: ClientConnection, send: Send) -> bool:
+    """Instance to client; True if the instance went without a word."""
     try:
         while True:
             message = await upstream.recv()
@@ -212,7 +207,8 @@ async def _outward(upstream: ClientConnection, send: Send) -> None:
             await send({"type": "websocket.send", kind: message})
     except ConnectionClosed:
         if upstream.protocol.close_rcvd_then_sent is False:
-            return  # the client closed first, and knows
+            return False  # the client closed first, and knows
         closed = upstream.protocol.close_rcvd
         code, reason = (BAD_GATEWAY, "the instance is gone") if closed is None else (closed.code, closed.reason)
         await send({"type": "websocket.close", "code": code if _may_be_sent(code) else 1000, "reason": reason})
+        return closed is None

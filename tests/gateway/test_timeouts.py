@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from tests.gateway.sockets import Peer, ok
 from tests.gateway.support import Fleet, a_fleet, status_of
-from tests.support import short_dir
+from tests.support import short_dir, until
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,21 @@ def test_body_that_stops(fleet: Fleet) -> None:
         with fleet.connect() as client:
             client.send(b"GET /stopping/ HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.rest().endswith(b"12345")
+
+
+def test_client_that_takes_nothing(fleet: Fleet) -> None:
+    """The instance is not held up for it, nor blamed for it."""
+    closed = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        try:
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + bytes(100 << 20))
+        except ConnectionError:
+            closed.set()
+
+    with fleet.instance("blameless", script), fleet.connect() as client:
+        client.send(b"GET /blameless/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert closed.wait(30)
+        until(lambda: fleet.metrics()["gateway_clients_gone_total"] > 0)
+        assert not any("blameless" in name and "failures" in name for name in fleet.metrics())

@@ -138,3 +138,5 @@ def test_instance_that_dies_is_bad_gateway(fleet: Fleet, echo: Process) -> None:
             ws.recv(timeout=30)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1014
+    lost = 'gateway_upstream_failures_total{upstream="echo",kind="truncated"}'
+    until(lambda: fleet.metrics().get(lost) == 1.0)
