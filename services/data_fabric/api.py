@@ -42,6 +42,7 @@ class RowsAnswer(Struct, frozen=True, kw_only=True):
     """There are more rows than these."""
     truncated_by: str | None = None
     elapsed_ms: float
+    """What the statement took, without the way there and back."""
     next: str | None = None
     """Where the next page is."""
 

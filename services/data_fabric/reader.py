@@ -58,6 +58,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     rows: list[tuple[Value, ...]]
     more: bool = False
     """On the last batch: there were more rows than were asked for."""
+    elapsed_s: float = 0.0
+    """Since the statement began."""
 
 
 class CancelledError(Exception):
@@ -203,14 +205,14 @@ class Reader:
                 cpu_s += time.thread_time() - started_s
                 if more:
                     break
-                yield Batch(columns=columns, rows=rows)
+                yield Batch(columns=columns, rows=rows, elapsed_s=time.perf_counter() - wall_s)
                 started_s = time.thread_time()
             if not more:
                 cpu_s += time.thread_time() - started_s
             cursor.close(True)
             wall_s = time.perf_counter() - wall_s
             measured(Sample(cpu_s=cpu_s, wall_s=wall_s, rows=count, **self._counters()))
-            yield Batch(columns=columns, rows=rows, more=more)
+            yield Batch(columns=columns, rows=rows, more=more, elapsed_s=wall_s)
         except (apsw.Error, UnicodeDecodeError, OverflowError, TypeError, KeyError) as error:
             raise self._refusal(error, query) from error
         finally:
