@@ -60,7 +60,7 @@ class Process(NamedTuple):
     uptime_s: float | None
     reason: str
     log: Path | None
-    error_log: Path | None
+    """Where its stdout goes, and its stderr if that is redirected."""
 
 
 class Program(NamedTuple):
@@ -187,7 +187,6 @@ def _process(found: dict[str, Any]) -> Process:
         uptime_s=max(0.0, float(found["now"] - found["start"])) if pid else None,
         reason=_reason(state, found),
         log=Path(found["stdout_logfile"]) if found["stdout_logfile"] else None,
-        error_log=Path(found["stderr_logfile"]) if found["stderr_logfile"] else None,
     )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from bus.endpoints import RunDir, RunDirError, prepare
 from cli import conf
 from cli.exits import Exit, Problem
-from cli.fallback import NoSupervisord, Supervisord, SupervisordSilent, process_state, recorded_pid
+from cli.fallback import NoSupervisord, Supervisord, SupervisordSilent
 
 _DAEMONISED_WITHIN_S = 30.0
 _LOG_LINES = 8
@@ -174,13 +174,10 @@ def launch(planned: Plan) -> None:
         raise Problem(f"cannot start supervisord with {planned.original}: {_essence(done.stdout)}", Exit.FAILED)
 
 
-def death_of(planned: Plan) -> str | None:
-    """Why supervisord is gone again, by its log; None while it lives."""
-    pid = recorded_pid(planned.run_dir)
-    if pid is not None and process_state(pid) not in (None, "Z"):
-        return None
+def end_of_log(planned: Plan) -> str:
+    """The end of supervisord's own log, for a message: nothing if there is none."""
     tail = last_lines(planned.run_dir.path / "supervisord.log", _LOG_LINES)
-    return "\n".join(["supervisord has ended; its log ends with:", *(f"    {line}" for line in tail)])
+    return "".join(f"\n    {line}" for line in tail)
 
 
 def last_lines(path: Path, count: int) -> list[str]:

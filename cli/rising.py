@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from pathlib import Path
 
 from bus.endpoints import RunDir, host_name
 from bus.messages import ServiceView
 from cli.atlas import AtlasSilent, Refused, ask_fleet
-from cli.fallback import Supervisord, as_view
+from cli.fallback import Supervisord, SupervisordSilent, as_view, instance_of
 from cli.progress import Mark, Progress
 from cli.readiness import Standing, Verdict, judge
 from cli.selection import ATLAS
@@ -29,29 +30,35 @@ class Rise:
         self.services: tuple[ServiceView, ...] = ()
         """The fleet as it was seen last."""
         self.verdicts: dict[str, Verdict] = {}
+        self.logs: dict[str, Path | None] = {}
+        """Where supervisord puts what each of them writes."""
 
-    def wait(self, timeout_s: float, show: Progress, *, on_loss: Callable[[], None]) -> None:
+    def wait(self, timeout_s: float, show: Progress) -> None:
         """Look until nothing is to be waited for or the time is over; then ``verdicts`` is what there is to say.
 
-        on_loss is called when supervisord does not answer, and raises if it is gone.
+        Raises NoSupervisord if supervisord ends meanwhile, SupervisordSilent if it was silent to the end.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
-            on_loss()
-            self.look(time.monotonic())
+            try:
+                self.look(time.monotonic())
+            except SupervisordSilent:  # starting many at once keeps it busy
+                if time.monotonic() > deadline_s:
+                    raise
             for name, verdict in self.verdicts.items():
                 show.show(name, verdict.text, _MARKS[verdict.standing])
             show.tick()
-            waiting = any(verdict.standing is Standing.WAITING for verdict in self.verdicts.values())
+            unseen = len(self._wanted) - len(self.verdicts)
+            waiting = unseen or any(verdict.standing is Standing.WAITING for verdict in self.verdicts.values())
             if not waiting or time.monotonic() > deadline_s:
                 return
             time.sleep(_LOOK_S)
 
     def look(self, now_s: float) -> None:
         """Ask, and judge every wanted program."""
-        by_supervisord = {
-            view.instance: view for view in (as_view(process, host_name()) for process in self._supervisord.processes())
-        }
+        processes = {instance_of(process): process for process in self._supervisord.processes()}
+        self.logs = {name: process.log for name, process in processes.items()}
+        by_supervisord = {name: as_view(process, host_name()) for name, process in processes.items()}
         by_atlas = self._ask_atlas() if ATLAS in self._wanted else {}
         self.services = tuple({**by_supervisord, **by_atlas}[name] for name in sorted(by_supervisord | by_atlas))
         atlas_failed = ATLAS in by_supervisord and self._judge(by_supervisord[ATLAS], now_s).standing is Standing.FAILED

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-from bus.endpoints import RunDir
 from bus.messages import Verb
 from cli.context import json_option, run_dir_of, say, stdout_screen, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
-from cli.launching import Plan, death_of, last_lines, launch, made_ready, plan, running
+from cli.launching import Plan, end_of_log, last_lines, launch, made_ready, plan, running
 from cli.progress import Progress
 from cli.readiness import Standing
 from cli.rendering import addresses, clean, status_document, status_table
@@ -53,9 +52,12 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: b
             wanted, title = _begin(planned)
         rise = Rise(planned.run_dir, wanted)
         with Progress(title, wanted, lines=True) as show:
-            rise.wait(timeout_s, show, on_loss=lambda: _still_there(planned))
-    except (NoSupervisord, SupervisordSilent, SupervisordRefused) as error:
-        _still_there(planned)
+            rise.wait(timeout_s, show)
+    except NoSupervisord as error:
+        raise Problem(
+            f"cannot start the fleet: supervisord has ended; its log ends with:{end_of_log(planned)}", Exit.FAILED
+        ) from error
+    except (SupervisordSilent, SupervisordRefused) as error:
         raise Problem(f"cannot start the fleet: {error}", Exit.FAILED) from error
     except KeyboardInterrupt:
         if rise is not None:
@@ -69,7 +71,7 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: b
     place = planned.run_dir.path
     if place.resolve() != run_dir_of(ctx).path.resolve():
         say(f"its run directory is {place}; for the other commands: export CDN_RUN_DIR={place}")
-    return _explain(rise, planned.run_dir, timeout_s)
+    return _explain(rise, timeout_s)
 
 
 def _begin(planned: Plan) -> tuple[list[str], str]:
@@ -97,24 +99,19 @@ def _begin(planned: Plan) -> tuple[list[str], str]:
     return names, f"waiting for {len(names)} programs in {planned.run_dir.path}"
 
 
-def _still_there(planned: Plan) -> None:
-    """Raise Problem, with the end of its log, if supervisord has ended."""
-    if death := death_of(planned):
-        raise Problem(f"cannot start the fleet: {death}", Exit.FAILED)
-
-
-def _explain(rise: Rise, run_dir: RunDir, timeout_s: float) -> Exit:
+def _explain(rise: Rise, timeout_s: float) -> Exit:
     """Say of each that is not ready why, and show the end of its log."""
     late = {name: verdict for name, verdict in rise.verdicts.items() if verdict.standing is not Standing.READY}
     for name, verdict in late.items():
         when = f" within {timeout_s:g} s" if verdict.standing is Standing.WAITING else ""
         say(f"{name} is not ready{when}: {clean(verdict.text)}")
-        _show_log(last_lines(run_dir.log(name), _LOG_LINES), run_dir, name)
+        if log := rise.logs.get(name):
+            _show_end(log)
     return Exit.FAILED if late else Exit.OK
 
 
-def _show_log(lines: Sequence[str], run_dir: RunDir, name: str) -> None:
-    if lines:
-        click.echo(f"  the end of {run_dir.log(name)}:", err=True)
+def _show_end(log: Path) -> None:
+    if lines := last_lines(log, _LOG_LINES):
+        click.echo(f"  the end of {log}:", err=True)
     for line in lines:
         click.echo(f"    {clean(line)}", err=True)

@@ -121,7 +121,7 @@ def test_who_is_ready(service: ServiceView, for_s: float, standing: Standing) ->
 
 def process(state: ProcessState, pid: int | None = 7, reason: str = "") -> Process:
     """A row of supervisord's table."""
-    return Process("web", state, pid, 0, None, reason, None, None)
+    return Process("web", state, pid, 0, None, reason, None)
 
 
 S = ProcessState

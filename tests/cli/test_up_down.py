@@ -291,3 +291,25 @@ def test_down_says_what_still_runs(home: Path) -> None:
     assert late.returncode == Exit.TIMED_OUT
     assert "still runs" in late.stderr
     assert down(home).returncode == Exit.OK
+
+
+def test_a_supervisord_that_dies_meanwhile_is_told(home: Path) -> None:
+    """With the end of its log; nobody waits for the time to be over."""
+    write_conf(home, {"murderer": "sh -c 'sleep 0.5; kill -9 $PPID; sleep 1000'"})
+    conf = home / "supervisord.conf"
+    conf.write_text(conf.read_text().replace("startsecs=0", "startsecs=600"))
+    done = up(home, "--timeout", "50s")
+    for orphan in psutil.process_iter(["cmdline", "cwd"]):
+        if orphan.info["cwd"] == str(home):
+            kill_tree(orphan.pid)
+    assert done.returncode == Exit.FAILED
+    assert "supervisord has ended; its log ends with:" in done.stderr
+    assert "spawned: 'murderer'" in done.stderr
+
+
+def test_a_fleet_of_which_nothing_is_to_be_started(home: Path) -> None:
+    """Is up at once."""
+    write_conf(home, {}, extra="[program:manual]\ncommand=sleep 1000\nautostart=false")
+    done = up(home)
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 stopped"
