@@ -209,6 +209,31 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
 Telemetry = DaemonStatus | NodeStatus | Event
 
 
+# -- limits: declared by a service, overridden by its environment, changed by a command -----------------
+
+
+class Band(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of something a service may use."""
+
+    soft: float
+    """Above it for ``for_s``: degraded, and told to shed."""
+    hard: float | None = None
+    """Above it: drained and restarted. None: never."""
+    for_s: float = 0.0
+    """How long above ``soft``, and above ``hard`` where the quantity fluctuates (cpu_cores, loop_lag_s)."""
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bands for a service's process and its children; None: no limit."""
+
+    rss_bytes: Band | None = None
+    cpu_cores: Band | None = None
+    fds: Band | None = None
+    threads: Band | None = None
+    children: Band | None = None
+    loop_lag_s: Band | None = None
+
+
 # -- commands: ATLAS → daemons and wardens -------------------------------------------------------------
 
 
@@ -226,6 +251,12 @@ class HealthCheck(Struct, frozen=True, forbid_unknown_fields=True, tag_field="ty
 
 class ReportStatus(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="report_status"):
     """Publish the status now; Done carries it too."""
+
+
+class SetLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="set_limits"):
+    """Use these bands from now on, until the process ends; those that are None stay as they are."""
+
+    limits: Limits
 
 
 class StartProcess(
@@ -259,7 +290,7 @@ class SignalProcess(
     signal: int
 
 
-DaemonCommand = Restart | Shutdown | HealthCheck | ReportStatus
+DaemonCommand = Restart | Shutdown | HealthCheck | ReportStatus | SetLimits
 NodeCommand = StartProcess | StopProcess | RestartProcess | SignalProcess
 
 

@@ -11,11 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bus.messages import Band as Band
+    from bus.messages import Limits as Limits
     from cdn_daemon.daemon import CDNDaemon as CDNDaemon
     from cdn_daemon.health import HealthMonitor as HealthMonitor
     from cdn_daemon.host import run as run
     from cdn_daemon.lifecycle import ExitCode as ExitCode
     from cdn_daemon.lifecycle import LifecycleManager as LifecycleManager
+    from cdn_daemon.limits import GiB as GiB
+    from cdn_daemon.limits import KiB as KiB
+    from cdn_daemon.limits import MiB as MiB
     from cdn_daemon.long_call import long_call as long_call
     from cdn_daemon.ooda import OodaLoop as OodaLoop
     from cdn_daemon.service import ConfigurationError as ConfigurationError
@@ -24,22 +29,27 @@ if TYPE_CHECKING:
     from cdn_daemon.service import ServiceDaemon as ServiceDaemon
 
 _HOMES = {
-    "CDNDaemon": "daemon",
-    "ConfigurationError": "service",
-    "DeclarationError": "service",
-    "ExitCode": "lifecycle",
-    "HealthMonitor": "health",
-    "LifecycleManager": "lifecycle",
-    "OodaLoop": "ooda",
-    "Service": "service",
-    "ServiceDaemon": "service",
-    "long_call": "long_call",
-    "run": "host",
+    "Band": "bus.messages",
+    "GiB": "cdn_daemon.limits",
+    "KiB": "cdn_daemon.limits",
+    "Limits": "bus.messages",
+    "MiB": "cdn_daemon.limits",
+    "CDNDaemon": "cdn_daemon.daemon",
+    "ConfigurationError": "cdn_daemon.service",
+    "DeclarationError": "cdn_daemon.service",
+    "ExitCode": "cdn_daemon.lifecycle",
+    "HealthMonitor": "cdn_daemon.health",
+    "LifecycleManager": "cdn_daemon.lifecycle",
+    "OodaLoop": "cdn_daemon.ooda",
+    "Service": "cdn_daemon.service",
+    "ServiceDaemon": "cdn_daemon.service",
+    "long_call": "cdn_daemon.long_call",
+    "run": "cdn_daemon.host",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value

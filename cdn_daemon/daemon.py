@@ -8,6 +8,7 @@ Whatever may block (checks, act, undo) runs elsewhere and is only collected here
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import select
@@ -15,7 +16,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import Event as ThreadEvent
 from threading import Thread
 from typing import Any
@@ -30,45 +30,36 @@ from bus.messages import (
     HealthStatus,
     Hello,
     LifecyclePhase,
+    Limits,
     OodaPhase,
     Outcome,
     OutcomeKind,
     ReportStatus,
     Restart,
     ServiceMetrics,
+    SetLimits,
     Shutdown,
-    Vitals,
 )
 from bus.publisher import Publisher
+from cdn_daemon.guard import Demand, Guard, beyond_machine
 from cdn_daemon.health import Check, HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
-from cdn_daemon.long_call import LONG_CALLS
+from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.notify import Notifier
 from cdn_daemon.ooda import OodaLoop, Work
 from cdn_daemon.pulse import Pulse
 from cdn_daemon.service import Identity, Service, ServiceDaemon
-from cdn_daemon.vitals import TickTimes, VitalsSampler
 from cdn_daemon.web import Traffic
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 REPORT_S = 1.0
-PULSE_S = 0.5
 AWAY_S = 1.0
 """A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
 OUTCOMES_KEPT = 1000
 DRAIN_SLACK_S = 2.0
 """What the server gets beyond drain_s to close what it has cancelled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StallLimits:
-    """How long the service's loop may fail to answer before it is slow, stuck, and given up."""
-
-    degraded_s: float = 0.5
-    unhealthy_s: float = 2.0
-    fatal_s: float = 10.0
 
 
 class CDNDaemon(ServiceDaemon):
@@ -83,8 +74,8 @@ class CDNDaemon(ServiceDaemon):
         notifier: Notifier,
         traffic: Traffic,
         perform: Callable[[Instruction], None],
-        stalled: Callable[[str], None],
-        stall_limits: StallLimits | None = None,
+        replace: Callable[[str], None],
+        limits: Limits | None = None,
         drain_s: float | None = None,
     ) -> None:
         self._service = service
@@ -93,13 +84,11 @@ class CDNDaemon(ServiceDaemon):
         self._notifier = notifier
         self._traffic = traffic
         self._perform = perform
-        self._stalled = stalled
-        self._stall_limits = stall_limits or StallLimits()
+        self._replace = replace
         self.ooda: OodaLoop[Any, Any, Any] = service.ooda
         self.health_monitor = HealthMonitor(service.checks)
         self.lifecycle = LifecycleManager(drain_s=(drain_s or service.drain_s) + DRAIN_SLACK_S)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pulse: Pulse | None = None
         self._address: str | None = None
         self._posted: deque[LifecycleEvent] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -109,15 +98,14 @@ class CDNDaemon(ServiceDaemon):
         self._asked: list[Command] = []
         """HealthChecks that wait for their results."""
         self._outcomes: OrderedDict[str, Outcome | Accepted] = OrderedDict()
-        self._ticks = TickTimes()
-        self._sampler = VitalsSampler(time.monotonic())
-        self._vitals = Vitals()
+        self._guard = Guard(limits or service.limits, self.health_monitor, time.monotonic(), shed=self._shed)
+        self._why = ""
+        """Why it is to end, in words."""
         self._values: dict[str, float] = {}
         self._seq = 0
         self._published_s = -REPORT_S
         self._published_key: tuple[object, ...] = ()
         self._sampled_s = 0.0
-        self._pulsed_s = 0.0
         self._fed_s = 0.0
         self._publisher: Publisher | None = None
         self._link: AgentLink | None = None
@@ -130,7 +118,7 @@ class CDNDaemon(ServiceDaemon):
     def attach(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
         """The service's loop runs, and its server will answer at this base URL. Before ``start``."""
         self._loop = loop
-        self._pulse = Pulse(loop.call_soon_threadsafe)
+        self._guard.pulse = Pulse(loop.call_soon_threadsafe)
         self._address = address
 
     def start(self) -> None:
@@ -162,7 +150,7 @@ class CDNDaemon(ServiceDaemon):
     def metrics(self) -> ServiceMetrics:
         """As sampled within the last second."""
         return ServiceMetrics(
-            vitals=self._vitals,
+            vitals=self._guard.vitals,
             in_flight=self._traffic.in_flight,
             requests=self._traffic.requests,
             values=self._values,
@@ -190,11 +178,11 @@ class CDNDaemon(ServiceDaemon):
             case Restart() if not mine.supervised:
                 return self._outcome(command, OutcomeKind.REJECTED, "nobody supervises it, so it would stay down")
             case Restart():
-                log.info("told to restart by %s", command.asked_by)
+                self._why = f"told to restart by {command.asked_by}"
                 self._on(LifecycleEvent.RESTART, time.monotonic())
                 return None
             case Shutdown():
-                log.info("told to shut down by %s", command.asked_by)
+                self._why = f"told to shut down by {command.asked_by}"
                 self._on(LifecycleEvent.SHUTDOWN, time.monotonic())
                 return None
             case HealthCheck():
@@ -203,8 +191,22 @@ class CDNDaemon(ServiceDaemon):
                 return None
             case ReportStatus():
                 return self._outcome(command, OutcomeKind.DONE, status=self.report())
+            case SetLimits(limits=limits):
+                return self._set_limits(command, limits)
             case _:
                 return self._outcome(command, OutcomeKind.REJECTED, "that is for a warden, and this is a service")
+
+    def _set_limits(self, command: Command, limits: Limits) -> Outcome:
+        try:
+            check_limits(limits)
+        except LimitError as error:
+            return self._outcome(command, OutcomeKind.REJECTED, str(error))
+        problems = beyond_machine(limits)
+        if problems:
+            return self._outcome(command, OutcomeKind.REJECTED, "; ".join(problems))
+        log.info("limits set by %s: %s", command.asked_by, limits)
+        self._guard.keeper.change(limits)
+        return self._outcome(command, OutcomeKind.DONE)
 
     def _outcome(
         self, command: Command, kind: OutcomeKind, reason: str = "", status: DaemonStatus | None = None
@@ -238,7 +240,8 @@ class CDNDaemon(ServiceDaemon):
     def _reasons(self) -> tuple[str, ...]:
         reasons = self.health_monitor.reasons()
         if self.lifecycle.phase is LifecyclePhase.DRAINING:
-            return (f"draining: {self._traffic.in_flight} in flight", *reasons)
+            why = f" ({self._why})" if self._why else ""
+            return (f"draining{why}: {self._traffic.in_flight} in flight", *reasons)
         return reasons
 
     # -- the thread ---------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ class CDNDaemon(ServiceDaemon):
             if now_s < due_s or self.ended.is_set():
                 continue
             self._tick(now_s, late_s=now_s - due_s)
-            self._ticks.add(now_s - due_s, time.monotonic() - now_s)
+            self._guard.ticks.add(now_s - due_s, time.monotonic() - now_s)
             # Ticks keep their places on the clock; those that were missed are not made up for.
             due_s += TICK_S * (1 + max(0, int((time.monotonic() - due_s) / TICK_S)))
         self._exit_if_the_host_hangs()
@@ -306,11 +309,11 @@ class CDNDaemon(ServiceDaemon):
 
     def _phase_changed(self) -> None:
         phase = self.lifecycle.phase
-        log.info("%s", phase)
+        log.info("%s%s", phase, f": {self._why}" if self._why else "")
         if phase is LifecyclePhase.SERVING:
             self._notifier.send(READY=1, STATUS="serving", MAINPID=self._identity.pid)
         elif phase is LifecyclePhase.DRAINING:
-            self._notifier.send(STOPPING=1, STATUS="draining")
+            self._notifier.send(STOPPING=1, STATUS=f"draining: {self._why}" if self._why else "draining")
         self.report()
 
     def _do(self, instruction: Instruction) -> None:
@@ -336,7 +339,8 @@ class CDNDaemon(ServiceDaemon):
             self._back_after(late_s, now_s)
         self._step_ooda(now_s)
         self._check_health(now_s)
-        self._check_pulse(now_s)
+        if self._heed(self._guard.tick(now_s), now_s):
+            return
         instruction = self.lifecycle.tick(now_s)
         if instruction is not None:
             log.warning("the drain's deadline is over: ending with %d in flight", self._traffic.in_flight)
@@ -345,7 +349,7 @@ class CDNDaemon(ServiceDaemon):
             return
         if now_s - self._sampled_s >= REPORT_S:
             self._sampled_s = now_s
-            self._sample(now_s)
+            self._measure()
             self._greet()
         if now_s - self._published_s >= REPORT_S - TICK_S / 2 or self._changed():
             self.report()
@@ -355,8 +359,7 @@ class CDNDaemon(ServiceDaemon):
         log.warning("was away for %.1f s; whatever was waited for gets its time again", late_s)
         self.health_monitor.restart_windows(now_s)
         self.lifecycle.restart_windows(late_s)
-        if self._pulse is not None:
-            self._pulse.restart_window(now_s)
+        self._guard.restart_windows(now_s)
 
     def _step_ooda(self, now_s: float) -> None:
         if self._working is not None:
@@ -409,28 +412,36 @@ class CDNDaemon(ServiceDaemon):
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(check.function(), self._loop)
 
-    def _check_pulse(self, now_s: float) -> None:
-        pulse, limits = self._pulse, self._stall_limits
-        if pulse is None or self.lifecycle.phase is LifecyclePhase.STOPPED:
-            return
-        if now_s - self._pulsed_s >= PULSE_S:
-            self._pulsed_s = now_s
-            pulse.send(now_s)
-        if now_s < LONG_CALLS.until_s():
-            pulse.restart_window(now_s)
-        lag_s = pulse.lag_s(now_s) or 0.0
-        if lag_s < limits.degraded_s:
-            self.health_monitor.clear("loop")
-            return
-        status = HealthStatus.DEGRADED if lag_s < limits.unhealthy_s else HealthStatus.UNHEALTHY
-        self.health_monitor.find("loop", status, f"the service's loop has not turned for {lag_s:.1f} s")
-        if lag_s >= limits.fatal_s:
-            self.report()
-            self._stalled(f"the service's loop has not turned for {lag_s:.1f} s; the limit is {limits.fatal_s:g} s")
+    def _heed(self, demand: Demand | None, now_s: float) -> bool:
+        """Do what the guard demands; True if the process is to be replaced, so that there is nothing else to do."""
+        if demand is Demand.REPLACE:
+            if self._why != self._guard.reason:
+                self._why = self._guard.reason
+                self.report()
+            self._replace(self._guard.reason)
+            return True
+        if demand is Demand.RESTART:
+            self._why = self._guard.reason
+            if self._identity.supervised:
+                self._on(LifecycleEvent.RESTART, now_s)
+            else:
+                log.error("%s; nobody supervises this process, so it goes on", self._why)
+        return False
 
-    def _sample(self, now_s: float) -> None:
-        lag_s = self._pulse.lag_s(now_s) if self._pulse is not None else None
-        self._vitals = self._sampler.sample(now_s, loop_lag_s=lag_s, ticks=self._ticks)
+    def _shed(self, dimension: str) -> None:
+        """Ask the service to use less."""
+        shed = self._service.shed_function
+        if shed is None:
+            return
+        log.info("asking the service to shed %s", dimension)
+        if inspect.iscoroutinefunction(shed):
+            assert self._loop is not None
+            future: Future[Any] = asyncio.run_coroutine_threadsafe(shed(dimension), self._loop)
+        else:
+            future = self._workers.submit(shed, dimension)
+        future.add_done_callback(_log_failure)
+
+    def _measure(self) -> None:
         if self._service.measure is None:
             return
         try:
@@ -469,6 +480,11 @@ def _named(work: Work) -> Callable[[], None]:
         work.run()
 
     return run
+
+
+def _log_failure(future: Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("the service's shed failed", exc_info=error)
 
 
 def _failure(future: Future[Any]) -> str | None:

@@ -24,7 +24,7 @@ import uvloop
 
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
 from cdn_daemon.claim import Occupied, claim
-from cdn_daemon.daemon import CDNDaemon, StallLimits
+from cdn_daemon.daemon import CDNDaemon
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
 from cdn_daemon.long_call import LONG_CALLS
 from cdn_daemon.notify import Notifier
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 LAST_REPORT_S = 2.0
 TRIGGER_GRACE_S = 2.0
-"""From asking the supervisor to replace a stalled process to ending it ourselves."""
+"""From asking the supervisor to replace a stuck process to ending it ourselves."""
 
 
 def run(service: Service) -> NoReturn:
@@ -82,7 +82,7 @@ class _Host:
         self._socket = _listen(self._settings)
         self._traffic = Traffic()
         self._app = ServiceApp(service.app, self._traffic)
-        self._stalled_s: float | None = None
+        self._replacing_s: float | None = None
         service.ooda.mode = self._settings.ooda_mode
         service.identity = Identity(
             service=service.name,
@@ -101,8 +101,8 @@ class _Host:
             notifier=notifier,
             traffic=self._traffic,
             perform=self._perform,
-            stalled=self._stalled,
-            stall_limits=StallLimits(fatal_s=self._settings.stall_s),
+            replace=self._replace,
+            limits=self._settings.limits,
             drain_s=self._settings.drain_s,
         )
         self._app.subject = self._daemon
@@ -183,16 +183,16 @@ class _Host:
             case _:
                 return
 
-    def _stalled(self, reason: str) -> None:
-        """The service's loop is stuck: leave its stacks, and ask to be replaced; on the daemon's thread."""
+    def _replace(self, reason: str) -> None:
+        """It is stuck or out of bounds: leave its stacks, and ask to be replaced; on the daemon's thread."""
         now_s = time.monotonic()
-        if self._stalled_s is None:
-            self._stalled_s = now_s
+        if self._replacing_s is None:
+            self._replacing_s = now_s
             log.critical("%s; stacks of all threads are in %s", reason, self._stacks.name)
             print(f"{reason}\n", file=self._stacks, flush=True)
             faulthandler.dump_traceback(self._stacks, all_threads=True)
             self._notifier.send(STATUS=reason, WATCHDOG="trigger")
-        elif now_s - self._stalled_s > TRIGGER_GRACE_S or not self._notifier.is_supervised:
+        elif now_s - self._replacing_s > TRIGGER_GRACE_S or not self._notifier.is_supervised:
             logging.shutdown()
             os._exit(ExitCode.BUG)
 

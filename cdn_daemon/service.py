@@ -9,12 +9,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bus.messages import Command, DaemonStatus, HealthStatus, OodaPhase, Outcome, ServiceMetrics
+from bus.messages import Command, DaemonStatus, HealthStatus, Limits, OodaPhase, Outcome, ServiceMetrics
 from cdn_daemon.health import Check
+from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.ooda import OodaLoop
 
 ASGIApp = Callable[..., Any]
 CheckFunction = TypeVar("CheckFunction", bound=Callable[[], Any])
+
+ShedFunction = TypeVar("ShedFunction", bound=Callable[[str], Any])
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -80,9 +83,10 @@ class Service:
 
     ``app`` is an ASGI application: /livez, /readyz, /metrics and /ooda come with the
     framework. ``port`` 0 is one that the system chooses; ``CDN_PORT`` overrides it.
-    ``drain_s`` is how long requests in flight may take to finish once the service is
-    told to end. ``background`` is an async function, started on the service's loop
-    once it listens and cancelled when it ends; the process ends if it raises.
+    ``limits`` are bands for what the process and its children may use. ``drain_s`` is
+    how long requests in flight may take to finish once the service is told to end.
+    ``background`` is an async function, started on the service's loop once it listens
+    and cancelled when it ends; the process ends if it raises.
 
     Raises DeclarationError where it is declared, before any socket is opened.
     """
@@ -94,6 +98,7 @@ class Service:
         app: ASGIApp,
         port: int,
         ooda: OodaLoop[Any, Any, Any] | None = None,
+        limits: Limits | None = None,
         drain_s: float = 10.0,
         background: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
@@ -109,10 +114,16 @@ class Service:
         self.app = app
         self.port = port
         self.ooda: OodaLoop[Any, Any, Any] = ooda if ooda is not None else OodaLoop()
+        self.limits = limits if limits is not None else Limits()
+        try:
+            check_limits(self.limits)
+        except LimitError as error:
+            raise DeclarationError(f"cannot declare {name}: {error}") from error
         self.drain_s = drain_s
         self.background = background
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
+        self.shed_function: Callable[[str], Any] | None = None
         self.identity: Identity | None = None
         """Who this process is; set by ``run`` before anything of the service starts."""
 
@@ -145,6 +156,14 @@ class Service:
             return function
 
         return declare
+
+    def shed(self, function: ShedFunction) -> ShedFunction:
+        """Decorate what makes the service use less: called with ``"rss_bytes"`` or whatever is over its soft limit.
+
+        An async one runs on the service's loop, a plain one on a thread.
+        """
+        self.shed_function = function
+        return function
 
     def metrics(self, function: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[str, float]]:
         """Decorate the function that returns the service's own numbers, called once a second; it must be quick."""

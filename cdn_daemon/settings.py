@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from bus.messages import OodaMode
+from bus.messages import Limits, OodaMode
 from cdn_daemon.claim import Orphans
+from cdn_daemon.limits import DIMENSIONS, LimitError, check_limits, merge, parse_band
 from cdn_daemon.service import Service
 
 _YES, _NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
@@ -30,8 +31,8 @@ class Settings:
     """CDN_PORT; 0 lets the system choose"""
     drain_s: float
     """CDN_DRAIN_S"""
-    stall_s: float
-    """CDN_STALL_S: how long the service's loop may not turn before the process is replaced"""
+    limits: Limits
+    """CDN_LIMIT_RSS_BYTES and so on, for each dimension of limits.py: ``SOFT[:HARD[:SECONDS]]``"""
     ooda_mode: OodaMode
     """CDN_OODA"""
     orphans: Orphans
@@ -45,10 +46,23 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
         host=_host(environ),
         port=int(_number(environ, "CDN_PORT", service.port, 0, 65535)),
         drain_s=_number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
-        stall_s=_number(environ, "CDN_STALL_S", 10.0, 0.5, 86400),
+        limits=_limits(service.limits, environ),
         ooda_mode=OodaMode(_word(environ, "CDN_OODA", "on", tuple(OodaMode))),
         orphans="adopt" if _word(environ, "CDN_ORPHANS", "replace", get_args(Orphans)) == "adopt" else "replace",
     )
+
+
+def _limits(declared: Limits, environ: Mapping[str, str]) -> Limits:
+    limits = declared
+    for dimension in DIMENSIONS:
+        key = f"CDN_LIMIT_{dimension.upper()}"
+        if text := environ.get(key):
+            try:
+                limits = merge(limits, Limits(**{dimension: parse_band(text)}))
+                check_limits(limits)
+            except LimitError as error:
+                raise SettingError(f"cannot use {key}={text}: {error}") from error
+    return limits
 
 
 def _number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:

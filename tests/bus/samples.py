@@ -86,6 +86,7 @@ SAMPLES = (
     command(m.Shutdown()),
     command(m.HealthCheck()),
     command(m.ReportStatus()),
+    command(m.SetLimits(limits=m.Limits(rss_bytes=m.Band(soft=1e8, hard=2e8, for_s=10.0)))),
     command(m.StartProcess(name="web")),
     command(m.StopProcess(name="web")),
     command(m.RestartProcess(name="web")),

@@ -54,13 +54,13 @@ def test_a_configuration_error_is_told(run_path: Path, supervisor: socket.socket
 
 def test_a_stall_is_told(run_path: Path, supervisor: socket.socket) -> None:
     """WATCHDOG=trigger with the reason; and when nobody acts on it, the process ends itself."""
-    env = {"NOTIFY_SOCKET": str(run_path / "systemd.sock"), "CDN_STALL_S": "0.5"}
+    env = {"NOTIFY_SOCKET": str(run_path / "systemd.sock"), "CDN_LIMIT_LOOP_LAG_S": "0.2:0.5"}
     with ServiceProcess(run_path, "-m", "tests.cdn_daemon.tiny", **env) as tiny:
         receive_until(supervisor, "READY=1")
         with pytest.raises(OSError):
             tiny.get("/block?s=3600")
         lines = receive_until(supervisor, "WATCHDOG=trigger")
-        assert any(line.startswith("STATUS=the service's loop has not turned for") for line in lines)
+        assert any(line.startswith("STATUS=blocked loop: loop_lag_s") for line in lines)
         assert tiny.wait() == 70
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
+from threading import Thread
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -39,6 +42,42 @@ async def declared(request: Request) -> Response:
     return PlainTextResponse("long but declared")
 
 
+HOARD: list[object] = []
+
+
+async def leak(request: Request) -> Response:
+    """Takes ?mb= megabytes at once, and as many again every ?every= seconds, ?times= times."""
+    query = request.query_params
+
+    async def take() -> None:
+        for _ in range(int(query.get("times", "1"))):
+            HOARD.append(bytearray(b"x") * (int(query["mb"]) << 20))
+            await asyncio.sleep(float(query.get("every", "0")))
+
+    HOARD.append(asyncio.ensure_future(take()))
+    return PlainTextResponse("leaking")
+
+
+async def open_files(request: Request) -> Response:
+    """Opens ?n= files."""
+    HOARD.extend(open("/dev/null") for _ in range(int(request.query_params["n"])))  # noqa: SIM115
+    return PlainTextResponse("open")
+
+
+async def start_threads(request: Request) -> Response:
+    """Starts ?n= threads."""
+    for _ in range(int(request.query_params["n"])):
+        Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    return PlainTextResponse("started")
+
+
+async def start_child(request: Request) -> Response:
+    """Starts a child that takes ?mb= megabytes."""
+    code = f"x = bytearray(b'x') * ({int(request.query_params['mb'])} << 20); import time; time.sleep(3600)"
+    HOARD.append(subprocess.Popen([sys.executable, "-c", code]))
+    return PlainTextResponse("started")
+
+
 async def echo(socket: WebSocket) -> None:
     """Echoes."""
     await socket.accept()
@@ -52,6 +91,10 @@ app = Starlette(
         Route("/slow", slow),
         Route("/block", block),
         Route("/declared", declared),
+        Route("/leak", leak),
+        Route("/open", open_files),
+        Route("/threads", start_threads),
+        Route("/child", start_child),
         WebSocketRoute("/echo", echo),
     ]
 )
@@ -93,6 +136,13 @@ def numbers() -> dict[str, float]:
     return {"tiny_things_total": 3.0}
 
 
+@service.shed
+def less(dimension: str) -> None:
+    """Writes down what it was asked to use less of."""
+    with open(os.path.join(os.environ["CDN_RUN_DIR"], "shed"), "a") as file:
+        print(dimension, file=file)
+
+
 if __name__ == "__main__":
     if os.environ.get("TINY_DAEMON") == "dies":
 
@@ -101,5 +151,5 @@ if __name__ == "__main__":
 
         from cdn_daemon.daemon import CDNDaemon
 
-        CDNDaemon._sample = broken  # type: ignore[method-assign]
+        CDNDaemon._measure = broken  # type: ignore[method-assign]
     run(service)

@@ -1,0 +1,142 @@
+"""Watches its own process: the limits, the pulse of the service's loop, and the vitals.
+
+Ten times a second it reads only what may run away within a second (memory and
+the pulse, one system call); the rest once a second. What follows is a demand:
+drain and restart, or replace at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from bus.messages import Band, HealthStatus, Limits, Vitals
+from cdn_daemon.health import HealthMonitor
+from cdn_daemon.limits import LimitKeeper, Rung, bands, merge
+from cdn_daemon.long_call import LONG_CALLS
+from cdn_daemon.pulse import Pulse
+from cdn_daemon.vitals import TickTimes, VitalsSampler, machine
+
+SAMPLE_S = 1.0
+PULSE_S = 0.5
+STUCK_FACTOR = 4.0
+"""A loop that lags so many times its soft limit is unhealthy, not only degraded."""
+
+DEFAULT_LOOP_LAG = Band(soft=0.5, hard=10.0)
+FDS_SOFT, FDS_HARD = 0.8, 0.95
+"""Of what the process may open at most."""
+
+
+class Demand(Enum):
+    """What has to be done about the process."""
+
+    RESTART = "restart"
+    """Drain, and end with 75."""
+    REPLACE = "replace"
+    """Leave the stacks, and have it killed: it cannot drain, or must not be waited for."""
+
+
+def with_defaults(limits: Limits) -> Limits:
+    """The limits, with those that every process has where none are set."""
+    most_fds = machine().get("fds")
+    defaults = Limits(
+        loop_lag_s=DEFAULT_LOOP_LAG,
+        fds=Band(soft=FDS_SOFT * most_fds, hard=FDS_HARD * most_fds) if most_fds else None,
+    )
+    return merge(defaults, limits)
+
+
+class Guard:
+    """One per daemon, on its thread; ``reason`` says why the last demand was made."""
+
+    def __init__(
+        self, limits: Limits, health: HealthMonitor, now_s: float, *, shed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.keeper = LimitKeeper(with_defaults(limits))
+        self.pulse: Pulse | None = None
+        self.ticks = TickTimes()
+        self.vitals = Vitals()
+        self.reason = ""
+        self._health = health
+        self._shed = shed
+        self._sampler = VitalsSampler(now_s)
+        self._sampled_s = now_s - SAMPLE_S
+        self._pulsed_s = now_s - PULSE_S
+        self._replace = False
+        for problem in beyond_machine(limits):
+            health.find("limits", HealthStatus.DEGRADED, problem)
+
+    def tick(self, now_s: float) -> Demand | None:
+        """Look, and say what has to be done; REPLACE is said again at every tick."""
+        readings: dict[str, float | None] = {
+            "rss_bytes": self._sampler.rss_bytes(),
+            "loop_lag_s": self._loop_lag_s(now_s),
+        }
+        if now_s - self._sampled_s >= SAMPLE_S:
+            self._sampled_s = now_s
+            vitals = self._sampler.sample(now_s, loop_lag_s=readings["loop_lag_s"], ticks=self.ticks)
+            self.vitals = vitals
+            readings |= {
+                "cpu_cores": vitals.cpu_cores,
+                "fds": vitals.fds,
+                "threads": vitals.threads,
+                "children": vitals.children,
+            }
+        demand = self._follow(now_s, readings)
+        return Demand.REPLACE if self._replace else demand
+
+    def _loop_lag_s(self, now_s: float) -> float | None:
+        pulse = self.pulse
+        if pulse is None:
+            return None
+        if now_s - self._pulsed_s >= PULSE_S:
+            self._pulsed_s = now_s
+            pulse.send(now_s)
+        if now_s < LONG_CALLS.until_s():
+            pulse.restart_window(now_s)
+        return pulse.lag_s(now_s)
+
+    def _follow(self, now_s: float, readings: dict[str, float | None]) -> Demand | None:
+        demand = None
+        for step in self.keeper.look(now_s, readings):
+            match step.rung:
+                case Rung.SOFT:
+                    self._shed(step.dimension)
+                case Rung.HARD if step.dimension != "loop_lag_s":
+                    self.reason, demand = step.text, Demand.RESTART
+                case Rung.HARD | Rung.BEYOND:
+                    self.reason, self._replace = _stall_text(step.text), True
+                case Rung.FINE:
+                    self._health.clear(f"limit {step.dimension}")
+        found = self.keeper.findings(now_s)
+        for name in bands(self.keeper.limits):
+            if name in found:
+                self._health.find(f"limit {name}", self._severity(name, readings.get(name)), found[name])
+            else:
+                self._health.clear(f"limit {name}")
+        return demand
+
+    def _severity(self, name: str, value: float | None) -> HealthStatus:
+        band = self.keeper.limits.loop_lag_s
+        stuck = name == "loop_lag_s" and band is not None and (value or 0.0) >= STUCK_FACTOR * band.soft
+        return HealthStatus.UNHEALTHY if stuck else HealthStatus.DEGRADED
+
+    def restart_windows(self, now_s: float) -> None:
+        """The daemon was away: what was being waited out begins anew."""
+        self.keeper.restart_windows(now_s)
+        if self.pulse is not None:
+            self.pulse.restart_window(now_s)
+
+
+def _stall_text(text: str) -> str:
+    return f"blocked loop: {text}" if text.startswith("loop_lag_s") else text
+
+
+def beyond_machine(limits: Limits) -> list[str]:
+    """Bands that this machine can never reach, and so never hold; each in words."""
+    most = machine()
+    return [
+        f"limit of {name} is over what this machine has: {band.soft:g} of {most[name]:g}"
+        for name, band in bands(limits).items()
+        if name in most and band.soft > most[name]
+    ]
