@@ -25,6 +25,7 @@ import uvloop
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
 from cdn_daemon.claim import Occupied, claim
 from cdn_daemon.daemon import CDNDaemon
+from cdn_daemon.intake import BoundedHttp
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
 from cdn_daemon.long_call import LONG_CALLS
 from cdn_daemon.notify import Notifier
@@ -121,6 +122,9 @@ class _Host:
             uvicorn.Config(
                 self._app,
                 lifespan="auto",
+                http=BoundedHttp,
+                # Nobody is believed to forward for another, until the proxy in front is named.
+                forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -44,8 +44,8 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     return Settings(
         instance=environ.get("CDN_INSTANCE") or service.name,
         host=_host(environ),
-        port=int(_number(environ, "CDN_PORT", service.port, 0, 65535)),
-        drain_s=_number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
+        port=int(number(environ, "CDN_PORT", service.port, 0, 65535)),
+        drain_s=number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
         limits=_limits(service.limits, environ),
         ooda_mode=OodaMode(_word(environ, "CDN_OODA", "on", tuple(OodaMode))),
         orphans="adopt" if _word(environ, "CDN_ORPHANS", "replace", get_args(Orphans)) == "adopt" else "replace",
@@ -65,7 +65,8 @@ def _limits(declared: Limits, environ: Mapping[str, str]) -> Limits:
     return limits
 
 
-def _number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
+def number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
+    """The variable as a number within its limits, or the default where it is not set; raises SettingError."""
     text = environ.get(key)
     if not text:
         return default

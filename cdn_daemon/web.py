@@ -22,7 +22,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MODE_BYTES = 1024
-_METRIC = re.compile(r"[a-z_:][a-z0-9_:]*")
+_METRIC = re.compile(r'(?P<name>[a-z_:][a-z0-9_:]*)(\{(?P<labels>[a-z_]+="[^"\\\n]*"(,[a-z_]+="[^"\\\n]*")*)\})?')
+"""``name`` or ``name{label="value"}``; other metrics are on the bus but not in this format."""
 
 
 class Traffic:
@@ -226,7 +227,15 @@ def exposition(status: DaemonStatus) -> str:
     put("cdn_service_open_fds", "gauge", "Open file descriptors.", vitals.fds)
     put("cdn_service_threads", "gauge", "Threads.", vitals.threads)
     put("cdn_service_loop_lag_seconds", "gauge", "How long the service's loop takes to answer.", vitals.loop_lag_s)
-    for name, value in sorted(metrics.values.items()):
-        if _METRIC.fullmatch(name):
-            put(name, "counter" if name.endswith("_total") else "gauge", "See the service's documentation.", value)
+    described = ""
+    for key, value in sorted(metrics.values.items()):
+        match = _METRIC.fullmatch(key)
+        if match is None:
+            continue
+        name, own = match["name"], match["labels"] or ""
+        if name != described:
+            described = name
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines.extend((f"# HELP {name} See the service's documentation.", f"# TYPE {name} {kind}"))
+        lines.append(f"{name}{labels[:-1]}{',' if own else ''}{own}}} {value!r}")
     return "\n".join(lines) + "\n"

@@ -8,14 +8,8 @@ import sys
 from bus.endpoints import default_run_dir
 from cdn_daemon import ExitCode, Service, run
 from cdn_daemon.settings import SettingError
-from services.gateway.intake import install
 from services.gateway.server import Gateway, can_connect
 from services.gateway.settings import NAME, read_gateway_settings
-
-# uvicorn would believe X-Forwarded-For of any local client. Behind a TLS proxy, name that proxy here.
-os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-
-install()
 
 try:
     gateway = Gateway(read_gateway_settings(os.environ), default_run_dir())

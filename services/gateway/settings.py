@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cdn_daemon.settings import SettingError
-
-GiB = 1 << 30
+from cdn_daemon.limits import GiB
+from cdn_daemon.settings import SettingError, number
 
 NAME = "gateway-primary"
 GUARDED = frozenset({"atlas"})
@@ -44,21 +43,8 @@ def read_gateway_settings(environ: Mapping[str, str]) -> GatewaySettings:
     return GatewaySettings(
         instance=environ.get("CDN_INSTANCE") or NAME,
         hidden=(GUARDED - exposed) | {NAME},
-        body_max_bytes=int(_number(environ, "CDN_GATEWAY_MAX_BODY_BYTES", default.body_max_bytes, 0, 1 << 50)),
-        connect_s=_number(environ, "CDN_GATEWAY_CONNECT_S", default.connect_s, 0.01, 60),
-        answer_s=_number(environ, "CDN_GATEWAY_ANSWER_S", default.answer_s, 0.01, 86400),
-        stall_s=_number(environ, "CDN_GATEWAY_STALL_S", default.stall_s, 0.1, 86400),
+        body_max_bytes=int(number(environ, "CDN_GATEWAY_MAX_BODY_BYTES", default.body_max_bytes, 0, 1 << 50)),
+        connect_s=number(environ, "CDN_GATEWAY_CONNECT_S", default.connect_s, 0.01, 60),
+        answer_s=number(environ, "CDN_GATEWAY_ANSWER_S", default.answer_s, 0.01, 86400),
+        stall_s=number(environ, "CDN_GATEWAY_STALL_S", default.stall_s, 0.1, 86400),
     )
-
-
-def _number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
-    text = environ.get(key)
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
-        raise SettingError(f"cannot use {key}={text}: it must be a number from {least:g} to {most:g}")
-    return value

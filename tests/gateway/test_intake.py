@@ -10,7 +10,7 @@ import psutil
 import pytest
 import uvicorn
 
-from services.gateway.intake import HEAD_MAX_BYTES, BoundedHttp
+from cdn_daemon.intake import HEAD_MAX_BYTES, BoundedHttp
 from tests.gateway.sockets import Client, echoing_heads
 from tests.gateway.support import Fleet
 from tests.support import free_port, until

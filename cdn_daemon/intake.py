@@ -1,8 +1,7 @@
 """The server's side of a connection, with what uvicorn leaves open: how large a head may be, and how slow.
 
 uvicorn on httptools gathers a head of any size, for as long as it takes, before
-the application hears of it. Nothing here knows of routing; every service that
-listens to strangers could use it.
+the application hears of it: one header of 200 MiB took 356 MiB of memory.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import asyncio
 
 import httptools
-from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.errors import Refusal
+from cdn_daemon.web import error_body
 
 HEAD_MAX_BYTES = 128 << 10
-"""Twice what is forwarded, so that a head somewhat over that limit still gets the full reason."""
+"""More than any honest client sends, cookies included."""
 HEADERS_MAX = 1000
 
 
@@ -40,7 +38,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._gathered_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
             what = "cannot take a head, a trailer or a chunk's extension of this size in bytes"
-            self._refuse(Refusal(431, what, value=self._gathered_bytes, limit=HEAD_MAX_BYTES))
+            self._refuse(431, error_body(431, what, value=self._gathered_bytes, limit=HEAD_MAX_BYTES))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: closed."""
@@ -87,19 +85,16 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_answering():
             self._await_head()  # a request behind the one that is being answered may take its time
         elif not self.transport.is_closing():
-            self._refuse(Refusal(408, "cannot wait longer for the head of a request", limit=f"{self.head_s:g} s"))
+            what = "cannot wait longer for the head of a request"
+            self._refuse(408, error_body(408, what, limit=f"{self.head_s:g} s"))
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, status: int, body: bytes) -> None:
         if not self._is_answering():
-            lines = [b"%b: %b\r\n" % header for header in refusal.headers()]
-            head = b"HTTP/1.1 %d Refused\r\n%b\r\n" % (refusal.detail.status, b"".join(lines))
-            self.transport.write(head + refusal.body())
+            head = (
+                b"HTTP/1.1 %d Refused\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+            )
+            self.transport.write(head % (status, len(body)) + b"\r\n" + body)
         self.transport.close()
-
-
-def install() -> None:
-    """Have uvicorn use it in this process."""
-    HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHttp.__name__}"
