@@ -21,8 +21,6 @@ TIMEOUT_S = 2.0
 
 # Faults of supervisor/xmlrpc.py
 _SHUTDOWN_STATE = 6
-BAD_NAME = 10
-NO_FILE = 20
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
 
@@ -43,9 +41,6 @@ class SupervisordRefused(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-SupervisordError = NoSupervisord | SupervisordSilent | SupervisordRefused
 
 
 class Process(NamedTuple):
