@@ -25,6 +25,7 @@ from cdn_daemon.warden.sdnotify import MAX_DATAGRAM_BYTES, Notice, NotifyError, 
 _ROUNDS = 16
 """Datagrams taken from one socket in one tick, at most; the kernel queues 10 by default."""
 
+_MSG_TRUNC = int(socket.MSG_TRUNC)  # as an enum it costs as much as the rest of the datagram
 _UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * 253)  # 253 is SCM_MAX_FD
 
@@ -115,7 +116,7 @@ class Inbox:
         sender_pid, fds = _credentials(ancillary)
         try:
             program_pid = pid_of(box.name)
-            if flags & socket.MSG_TRUNC:
+            if flags & _MSG_TRUNC:
                 self.refused["too_large"] += 1
             elif program_pid is None:
                 self.refused["not_running"] += 1

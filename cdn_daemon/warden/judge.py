@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-DEFAULT_SILENCE_S = 0.6
+DEFAULT_SILENCE_S = 0.5
 """Innocent silences measured: 0.19 s with eight busy threads, 0.22 s in json.loads of 23 MiB."""
 
 STOPPED_S = 0.2

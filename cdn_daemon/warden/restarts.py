@@ -25,6 +25,9 @@ OPERATOR = "an operator"
 HELD_GRACE_S = 1.0
 """An operator's start waits so long for a dependency that nobody is starting: it may be next in a ``start all``."""
 
+FIRST_BEAT_S = 1.0
+"""From READY=1 to the first WATCHDOG=1, beside the silence that it may keep then."""
+
 _NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -231,6 +234,8 @@ class Restarts:
         program.state = new
         if new is ProcessState.RUNNING and program.now is not None:
             program.now.ready_s = now_s
+            if program.settings.watchdog_s and program.now.heard_s is None:
+                program.now.heard_s = now_s + FIRST_BEAT_S
         elif new is ProcessState.STOPPING:
             program.stopping_since_s = now_s
             program.stopped_by = self._whoever()

@@ -11,7 +11,7 @@ key                default  meaning
                             of this project's (``python -m services.…``, ``cdn-run``), else simple
 ``depends_on``              programs that must be ready before this one is started, separated by commas
 ``ready_s``        30       how long a program of type notify may take to READY=1
-``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. auto: 0.6 for
+``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. auto: 0.5 for
                             this project's programs, which beat ten times a second, 0 for others; they may ask
                             for it themselves by WATCHDOG_USEC=
 ``restart_budget`` 5        starts in 60 s; the next failure quarantines it

@@ -217,6 +217,8 @@ class Warden:
             life = program.now
             if life is None or life.pid is None:
                 continue
+            if program.is_ready and not life.stopping and life.kill_due_s is None:
+                continue  # nothing has a deadline; this is nearly everybody, nearly always
             self._bailiff.follow_up(life, now_s)
             overdue = program.overdue(now_s, reach.stop_wait_s(self._table.processes[program.name]))
             if overdue:

@@ -1,7 +1,8 @@
 """Keeps the judge's books: who was heard when, and what /proc said of those who were not.
 
-judge.py decides; this file samples, bounded in what it does in one tick. Only a
-program that has sent WATCHDOG=1 in its present life is watched at all.
+judge.py decides; this file samples, bounded in what it does in one tick. Watched is
+who has ``watchdog_s``, from READY=1 on, and who has sent WATCHDOG=1 and
+WATCHDOG_USEC= of its own.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def test_settings_that_make_no_sense_are_refused(own: dict[str, str], complaint:
 
 def test_settings_have_their_defaults_by_the_command() -> None:
     ours = settings_of("x", "python -m services.atlas", {}, {})
-    assert (ours.notifies, ours.watchdog_s) == (True, 0.6)
+    assert (ours.notifies, ours.watchdog_s) == (True, 0.5)
     assert settings_of("x", "/venv/bin/cdn-run -- sleep 1", {}, {}).notifies
     other = settings_of("x", "sleep 1", {}, {})
     assert (other.notifies, other.watchdog_s) == (False, 0.0)
