@@ -287,7 +287,12 @@ def attach(connection: apsw.Connection, name: str, path: Path) -> None:
 
 def weight(row: tuple[Value, ...]) -> int:
     """About how many bytes a row takes."""
-    return 16 * len(row) + sum(len(value) for value in row if isinstance(value, str | bytes))
+    total = 16 * len(row)
+    for value in row:  # a third of the time that sum() of a generator takes, and it runs for every row
+        kind = type(value)
+        if kind is str or kind is bytes:
+            total += len(value)  # type: ignore[arg-type]
+    return total
 
 
 def unique(names: tuple[str, ...]) -> tuple[str, ...]:
