@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,14 +108,15 @@ COUNTRIES = ["US", "DE", "FR", "BR", "CA", "AU", "GB", "ZA", "MX", "AR"]
 
 
 def test_the_top_20_of_a_country_get_ten_times_faster(airports: Bench) -> None:
-    """28,000 real airports: p95 of the statement before and after the loop acted, in one run; with it off, nothing."""
+    """28,000 real airports: p95 of the statement's CPU time before and after the loop acted; with it off, nothing.
+
+    CPU time, as other tests compete for the machine; what a client sees is in the benchmark.
+    """
     samples: list[float] = []
 
     def traffic() -> None:
         for country in COUNTRIES:
-            begun_s = time.perf_counter()
-            airports.ask(TOP_20, country)
-            samples.append(time.perf_counter() - begun_s)
+            samples.append(airports.ask(TOP_20, country).cpu_s)
 
     airports.tuner.mode = OodaMode.OFF
     airports.seconds(10, traffic)
@@ -130,6 +130,7 @@ def test_the_top_20_of_a_country_get_ten_times_faster(airports: Bench) -> None:
     airports.seconds(10, traffic)
     assert airports.verdicts == [("CreateIndex", "kept")]
     assert airports.ask(TOP_20, "US").rows == rows
+    assert airports.ask(TOP_20, "US").fullscan_steps == 0
     assert p95(samples) * 10 <= before
 
 
