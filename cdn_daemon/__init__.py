@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from cdn_daemon.limits import GiB as GiB
     from cdn_daemon.limits import KiB as KiB
     from cdn_daemon.limits import MiB as MiB
-    from cdn_daemon.long_call import long_call as long_call
+    from cdn_daemon.long_calls import long_call as long_call
     from cdn_daemon.ooda import OodaLoop as OodaLoop
     from cdn_daemon.service import ConfigurationError as ConfigurationError
     from cdn_daemon.service import DeclarationError as DeclarationError
     from cdn_daemon.service import Service as Service
     from cdn_daemon.service import ServiceDaemon as ServiceDaemon
+    from cdn_daemon.works import work as work
 
 _HOMES = {
     "Band": "bus.messages",
@@ -43,8 +44,9 @@ _HOMES = {
     "OodaLoop": "cdn_daemon.ooda",
     "Service": "cdn_daemon.service",
     "ServiceDaemon": "cdn_daemon.service",
-    "long_call": "cdn_daemon.long_call",
+    "long_call": "cdn_daemon.long_calls",
     "run": "cdn_daemon.host",
+    "work": "cdn_daemon.works",
 }
 
 

@@ -359,7 +359,7 @@ class CDNDaemon(ServiceDaemon):
         log.warning("was away for %.1f s; whatever was waited for gets its time again", late_s)
         self.health_monitor.restart_windows(now_s)
         self.lifecycle.restart_windows(late_s)
-        self._guard.restart_windows(now_s)
+        self._guard.restart_windows(late_s, now_s)
 
     def _step_ooda(self, now_s: float) -> None:
         if self._working is not None:

@@ -13,9 +13,10 @@ from enum import Enum
 from bus.messages import Band, HealthStatus, Limits, Vitals
 from cdn_daemon.health import HealthMonitor
 from cdn_daemon.limits import LimitKeeper, Rung, bands, merge
-from cdn_daemon.long_call import LONG_CALLS
+from cdn_daemon.long_calls import LONG_CALLS
 from cdn_daemon.pulse import Pulse
 from cdn_daemon.vitals import TickTimes, VitalsSampler, machine
+from cdn_daemon.works import WORKS
 
 SAMPLE_S = 1.0
 PULSE_S = 0.5
@@ -83,6 +84,10 @@ class Guard:
                 "children": vitals.children,
             }
         demand = self._follow(now_s, readings)
+        late = WORKS.overdue(now_s)
+        if late is not None and not self._replace:
+            self.reason = f"deadlock: {late.name} on thread {late.thread} is past its deadline of {late.deadline_s:g} s"
+            self._replace = True
         return Demand.REPLACE if self._replace else demand
 
     def _loop_lag_s(self, now_s: float) -> float | None:
@@ -121,8 +126,9 @@ class Guard:
         stuck = name == "loop_lag_s" and band is not None and (value or 0.0) >= STUCK_FACTOR * band.soft
         return HealthStatus.UNHEALTHY if stuck else HealthStatus.DEGRADED
 
-    def restart_windows(self, now_s: float) -> None:
-        """The daemon was away: what was being waited out begins anew."""
+    def restart_windows(self, late_s: float, now_s: float) -> None:
+        """The daemon was away for late_s: what was being waited out begins anew."""
+        WORKS.postpone(late_s)
         self.keeper.restart_windows(now_s)
         if self.pulse is not None:
             self.pulse.restart_window(now_s)

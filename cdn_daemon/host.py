@@ -27,7 +27,7 @@ from cdn_daemon.claim import Occupied, claim
 from cdn_daemon.daemon import CDNDaemon
 from cdn_daemon.intake import BoundedHttp
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
-from cdn_daemon.long_call import LONG_CALLS
+from cdn_daemon.long_calls import LONG_CALLS
 from cdn_daemon.notify import Notifier
 from cdn_daemon.service import ConfigurationError, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pkgutil
+import time
+import types
 from typing import Any
 
 import pytest
 
+import cdn_daemon
 from bus.messages import OodaMode
-from cdn_daemon import DeclarationError, Service, long_call
-from cdn_daemon.long_call import LONG_CALLS
+from cdn_daemon import DeclarationError, Service, long_call, work
+from cdn_daemon.long_calls import LONG_CALLS
 from cdn_daemon.settings import SettingError, read_settings
+from cdn_daemon.works import Works
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -93,3 +98,34 @@ def test_long_calls_overlap() -> None:
             assert LONG_CALLS.until_s() == outer_s
         assert LONG_CALLS.until_s() == outer_s
     assert LONG_CALLS.until_s() == 0.0
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0, 1e9, float("nan")])
+def test_wrong_deadlines(deadline_s: float) -> None:
+    """A deadline that cannot be is refused before anything runs."""
+    with pytest.raises(ValueError, match="it must be over 0, at most 86400"), work("x", deadline_s=deadline_s):
+        raise AssertionError("entered")
+
+
+def test_works() -> None:
+    """The first that should have been over is told; what ended, or was postponed, is not."""
+    works = Works()
+    long, short = works.begin("long", 100), works.begin("short", 50)
+    now_s = time.monotonic()
+    assert works.overdue(now_s) is None
+    late = works.overdue(now_s + 200)
+    assert late is not None
+    assert late.name == "short"
+    works.postpone(60)
+    assert works.overdue(now_s + 55) is None
+    works.end(short)
+    works.end(long)
+    assert works.overdue(now_s + 1000) is None
+
+
+@pytest.mark.parametrize("name", sorted(cdn_daemon._HOMES))
+def test_public_names(name: str) -> None:
+    """Each is what it is called, and no module of the same name hides it, whatever was imported before."""
+    for module in pkgutil.iter_modules(cdn_daemon.__path__):
+        assert module.name != name
+    assert not isinstance(getattr(cdn_daemon, name), types.ModuleType)

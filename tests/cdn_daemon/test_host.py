@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -221,6 +222,16 @@ def test_a_blocked_loop_is_not_vouched_for(spawn: Spawn, run_path: Path) -> None
     (stacks,) = (run_path / "stacks").iterdir()
     assert "in block" in stacks.read_text()
     assert "blocked loop: loop_lag_s" in stacks.read_text()
+
+
+def test_a_deadlock_is_found(spawn: Spawn, run_path: Path) -> None:
+    """Declared work past its deadline: the stacks show both threads at their locks, and the process ends as a bug."""
+    tiny = spawn()
+    assert tiny.get("/deadlock?s=1")[0] == 200
+    assert tiny.wait() == 70
+    assert re.search(r"deadlock: take both on thread (forth|back) is past its deadline of 1 s", tiny.log())
+    (stacks,) = (run_path / "stacks").iterdir()
+    assert stacks.read_text().count("in take") == 2
 
 
 def test_a_declared_long_call_is_no_stall(spawn: Spawn) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from threading import Thread
+from threading import Lock, Thread
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from cdn_daemon import ConfigurationError, Service, long_call, run
+from cdn_daemon import ConfigurationError, Service, long_call, run, work
 
 
 async def hello(request: Request) -> Response:
@@ -78,6 +78,21 @@ async def start_child(request: Request) -> Response:
     return PlainTextResponse("started")
 
 
+async def deadlock(request: Request) -> Response:
+    """Two threads take two locks in two orders, in work that should take ?s= seconds."""
+    first, second = Lock(), Lock()
+
+    def take(one: Lock, other: Lock) -> None:
+        with work("take both", deadline_s=float(request.query_params["s"])), one:
+            time.sleep(0.2)
+            with other:
+                pass
+
+    Thread(target=take, args=(first, second), name="forth", daemon=True).start()
+    Thread(target=take, args=(second, first), name="back", daemon=True).start()
+    return PlainTextResponse("locked")
+
+
 async def echo(socket: WebSocket) -> None:
     """Echoes."""
     await socket.accept()
@@ -95,6 +110,7 @@ app = Starlette(
         Route("/open", open_files),
         Route("/threads", start_threads),
         Route("/child", start_child),
+        Route("/deadlock", deadlock),
         WebSocketRoute("/echo", echo),
     ]
 )
