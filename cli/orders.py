@@ -89,6 +89,7 @@ def _by_atlas(
         yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show)
         return
     heard_s = began_s
+    seen_done: set[str] = set()
     try:
         while open_names:
             try:
@@ -106,8 +107,20 @@ def _by_atlas(
                     mark(show, reply)
                     yield reply
             elif now_s - heard_s > atlas.PATIENCE_S:
-                if not _is_there(run_dir):
+                views = _seen(run_dir)
+                if views is None:
                     break
+                # An ATLAS that began anew has forgotten the order: what it shows twice as done is done.
+                for name, before in list(open_names.items()):
+                    kind = fulfilled(verb, before, views.get(name))
+                    if kind is not None and name in seen_done:
+                        del open_names[name]
+                        reason = views[name].reason if kind is OutcomeKind.FAILED else ""
+                        outcome = OrderOutcome(id="", name=name, kind=kind, reason=reason, took_s=now_s - began_s)
+                        mark(show, outcome)
+                        yield outcome
+                    elif kind is not None:
+                        seen_done.add(name)
                 heard_s = now_s
             if now_s - began_s > timeout_s + _GRACE_S:
                 yield from _unknown(open_names, f"no outcome from ATLAS within {timeout_s:g} s", now_s - began_s)
@@ -119,12 +132,12 @@ def _by_atlas(
         yield from _watched(run_dir, verb, open_names, began_s, timeout_s, show)
 
 
-def _is_there(run_dir: RunDir) -> bool:
+def _seen(run_dir: RunDir) -> dict[str, ServiceView] | None:
+    """The fleet by instance; None if ATLAS does not answer."""
     try:
-        atlas.ask_fleet(run_dir)
+        return {view.instance: view for view in atlas.ask_fleet(run_dir).services}
     except (AtlasSilent, Refused):
-        return False
-    return True
+        return None
 
 
 def _watched(
@@ -153,8 +166,8 @@ def _watched(
     yield from _unknown(left, f"ATLAS fell silent, and nothing was seen of it within {timeout_s:g} s", timeout_s)
 
 
-def fulfilled(verb: Verb, before: ServiceView, now: Process | None) -> OutcomeKind | None:
-    """How an order ended, if supervisord's table shows it. Pure."""
+def fulfilled(verb: Verb, before: ServiceView, now: Process | ServiceView | None) -> OutcomeKind | None:
+    """How an order ended, if supervisord's table or ATLAS's shows it. Pure."""
     if now is None:
         return None
     if verb is Verb.STOP:

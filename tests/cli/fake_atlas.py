@@ -40,7 +40,8 @@ class FakeAtlas:
         order: Callable[[OrderRequest], Replies] | None = None,
     ) -> None:
         self._run_dir = run_dir
-        self._services = tuple(services)
+        self.services = tuple(services)
+        """What it shows; a test may change it."""
         self._events = tuple(events)
         self._order = order or self._obey
         self._publish: list[Event] = []
@@ -81,7 +82,7 @@ class FakeAtlas:
     def _answer(self, request: OperatorRequest) -> Replies:
         match request:
             case FleetRequest():
-                return [FleetReply(id=request.id, services=self._services)]
+                return [FleetReply(id=request.id, services=self.services)]
             case EventsRequest():
                 return [EventsReply(id=request.id, events=self._events[-request.limit :] if request.limit else ())]
             case OrderRequest():

@@ -154,30 +154,64 @@ def test_a_killed_service_is_back_and_the_table_shows_it(fleet: Fleet) -> None:
     assert any(str(after["pid"]) in event["text"] for event in events), events
 
 
+class Query:
+    """A query of some seconds that is in flight from the moment this is made."""
+
+    def __init__(self, service: dict[str, Any], rows: int) -> None:
+        self.answers: list[tuple[int, str]] = []
+        body = json.dumps({"sql": SLOW.format(rows=rows), "timeout_s": 30}).encode()
+        self._request = urllib.request.Request(
+            service["address"] + "/sql", data=body, headers={"content-type": "application/json"}
+        )
+        self._thread = threading.Thread(target=self._ask)
+        process = psutil.Process(service["pid"])
+        began_s = process.cpu_times().user
+        self._thread.start()
+        until(lambda: process.cpu_times().user > began_s + 0.1, what="the query runs")
+
+    def _ask(self) -> None:
+        with urllib.request.urlopen(self._request, timeout=60) as answer:
+            self.answers.append((answer.status, answer.read().decode()))
+
+    def answer(self) -> tuple[int, str]:
+        """Status and body, once it is there."""
+        self._thread.join()
+        (found,) = self.answers
+        return found
+
+
 def test_supervisorctl_restart_drains(fleet: Fleet) -> None:
     """A query in flight is answered in full by the process that was told to end."""
     service = fleet.service("cdn-data-fabric")
-    answers: list[tuple[int, Any]] = []
-
-    def ask() -> None:
-        body = json.dumps({"sql": SLOW.format(rows=4_000_000), "timeout_s": 30}).encode()
-        request = urllib.request.Request(
-            service["address"] + "/sql", data=body, headers={"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answers.append((answer.status, json.load(answer)))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    process = psutil.Process(service["pid"])
-    began_s = process.cpu_times().user
-    until(lambda: process.cpu_times().user > began_s + 0.1, what="the query runs")
+    query = Query(service, rows=4_000_000)
     done = fleet.supervisorctl("restart", "cdn-data-fabric")
-    asking.join()
+    status, body = query.answer()
     assert "cdn-data-fabric: started" in done.stdout, done.stdout + done.stderr
-    assert [status for status, _ in answers] == [200]
-    assert "4000000" in json.dumps(answers)
+    assert status == 200
+    assert "4000000" in body
     assert fleet.healthy("cdn-data-fabric")["pid"] != service["pid"]
+
+
+def test_an_order_outlives_the_atlas_that_took_it(fleet: Fleet) -> None:
+    """ATLAS is killed while a service drains: the restart is followed to its end all the same."""
+    before = fleet.service("cdn-data-fabric")
+    atlas = fleet.service("atlas")
+    query = Query(before, rows=15_000_000)
+    with subprocess.Popen(
+        [str(CDNCTL), "restart", "cdn-data-fabric", "--json"],
+        cwd=fleet.home,
+        env=fleet.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as restart:
+        until(lambda: fleet.service("cdn-data-fabric")["phase"] == "draining", every_s=0.01, what="it drains")
+        os.kill(atlas["pid"], signal.SIGKILL)
+        assert restart.stdout is not None
+        said = restart.stdout.read()
+    assert query.answer()[0] == 200
+    assert restart.returncode == Exit.OK, said
+    assert json.loads(said)["outcomes"][0]["outcome"] == "done"
+    assert fleet.healthy("cdn-data-fabric")["incarnation"] == before["incarnation"] + 1
 
 
 def test_without_atlas_supervisord_is_asked(fleet: Fleet) -> None:

@@ -147,6 +147,22 @@ def test_an_order_without_an_outcome_times_out(run_dir: RunDir) -> None:
     assert "gateway-primary not known to be restarted" in done.stdout
 
 
+def test_an_atlas_that_began_anew_has_forgotten_the_order(run_dir: RunDir) -> None:
+    """What the fleet shows as done is done, although nobody says so any more."""
+
+    def order(request: OrderRequest) -> Replies:
+        atlas.services = (ATLAS, view("gateway-primary", pid=5, incarnation=4), plain("x", state=ProcessState.FATAL))
+        return accepts(request)
+
+    with FakeAtlas(run_dir, [ATLAS, view("gateway-primary"), plain("x")], order=order) as atlas:
+        done = cdnctl(run_dir.path, "restart", "gateway-primary", "x", "--json")
+    assert done.returncode == Exit.FAILED
+    assert {name: outcome["outcome"] for name, outcome in outcomes_of(done).items()} == {
+        "gateway-primary": "done",
+        "x": "failed",
+    }
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [(lambda r: Refusal(id=r.id, reason="not today"), "not today"), (lambda r: FleetReplyTo(r), "was not asked for")],
