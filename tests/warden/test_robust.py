@@ -16,7 +16,7 @@ from cdn_daemon.warden.postmortem import PostMortem
 from cdn_daemon.warden.reach import UnsupportedVersion, check_version
 from cdn_daemon.warden.settings import SettingsError, check_defaults, read, settings_of
 from tests.support import BIN, Supervisord, kill_tree, until
-from tests.warden.programs import FakeAtlas, beating, python
+from tests.warden.programs import BEATS, FakeAtlas, beating, python
 
 
 def test_it_daemonises_reloads_and_takes_in_new_programs(run_dir: Path, atlas: FakeAtlas) -> None:
@@ -199,3 +199,109 @@ def test_supervisord_conf_is_read_with_its_includes_and_expansions(run_dir: Path
         "many_01": {"depends_on": "web"},
         "extra": {"ready_s": "5"},
     }
+
+
+STEPPED_CLOCK = """
+import os, time
+real, path = time.time, os.environ.get("TEST_CLOCK_STEP")
+def stepped():
+    try:
+        with open(path) as file: return real() + float(file.read() or 0)
+    except (OSError, ValueError): return real()
+if path: time.time = stepped
+"""
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600])
+def test_a_stepped_wall_clock_kills_nobody(run_dir: Path, atlas: FakeAtlas, step_s: int) -> None:
+    """Neither who beats, nor who drains, whom stock would kill; and a wait is no longer or shorter for it."""
+    (run_dir / "sitecustomize.py").write_text(STEPPED_CLOCK)
+    step = run_dir / "step"
+    drains = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(0)))\nwhile True: time.sleep(0.1)"
+    loop = python(run_dir, "loop", "sys.exit(3)")
+    programs = {
+        "beats": beating(run_dir, "beats"),
+        "drains": beating(run_dir, "drains", drains),
+        "loop": {"command": loop, "autostart": "false"},
+    }
+    fleet = Supervisord(run_dir, programs, env={"TEST_CLOCK_STEP": str(step)})
+    fleet.env["PYTHONPATH"] = f"{run_dir}{os.pathsep}{fleet.env['PYTHONPATH']}"
+    with fleet:
+        pids = {name: atlas.row(name, "RUNNING").pid for name in ("beats", "drains")}
+        stopping = subprocess.Popen(
+            [str(BIN / "supervisorctl"), "-c", str(fleet.conf), "stop", "drains"], env=fleet.env
+        )
+        atlas.row("drains", "STOPPING")
+        step.write_text(str(step_s))
+        assert os.waitstatus_to_exitcode(atlas.row("drains", "STOPPED").wait_status or 0) == 0
+        stopping.wait(timeout=30)
+        fleet.ctl("start", "loop")
+        assert atlas.row("loop", "FATAL").restarts == 4
+        assert atlas.row("beats").pid == pids["beats"]
+        assert atlas.counts().get("verdicts", 0) == 0
+
+
+def test_a_fork_storm_goes_with_its_program(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = (
+        "for number in range(100):\n"
+        "    if os.fork() == 0:\n"
+        "        if number % 2: os.setsid()\n"
+        "        time.sleep(1000)\n"
+        "tell('STATUS=forked')\nwhile True: time.sleep(1)"
+    )
+    with Supervisord(run_dir, {"storm": beating(run_dir, "storm", body)}):
+        pid = atlas.row("storm", "RUNNING").pid or 0
+        until(lambda: len(psutil.Process(pid).children()) == 100, what="the storm")
+        storm = [child.pid for child in psutil.Process(pid).children()]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(psutil.pid_exists(each) for each in storm), what="all gone")
+
+
+def test_silence_is_looked_for_in_the_main_process_that_was_named(run_dir: Path, atlas: FakeAtlas) -> None:
+    """A wrapper that waits for the real one: MAINPID= says whom the beats come from, and whom to accuse."""
+    inner = python(run_dir, "inner", BEATS + "tell(f'MAINPID={os.getpid()}')\nwhile True: time.sleep(1)", notifies=True)
+    wrapper = run_dir / "wrapper.sh"
+    wrapper.write_text(f"#!/bin/sh\n{inner} &\nwait\n")
+    wrapper.chmod(0o755)
+    program = {"command": str(wrapper), "type": "notify", "watchdog_s": "0.6"}
+    with Supervisord(run_dir, {"wrapped": program}):
+        pid = atlas.row("wrapped", "RUNNING").pid or 0
+        (real,) = until(lambda: psutil.Process(pid).children(), what="the real one")
+        real.suspend()
+        until(lambda: atlas.row("wrapped", "RUNNING").pid != pid, what="replaced")
+        assert not real.is_running()
+        (report,) = postmortem.read(run_dir / "postmortems", "wrapped")
+        assert "state T" in report.verdict
+
+
+def test_a_program_in_c_is_ready_when_it_says_so(run_dir: Path, atlas: FakeAtlas) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    (run_dir / "ready.c").write_text(IN_C)
+    subprocess.run([compiler, "-o", str(run_dir / "ready"), str(run_dir / "ready.c")], check=True)
+    with Supervisord(run_dir, {"c": {"command": str(run_dir / "ready"), "type": "notify"}}):
+        assert atlas.row("c", "STARTING", "RUNNING").reason in ("", "not ready yet", "not ready yet: nearly")
+        assert atlas.row("c", "RUNNING").restarts == 0
+
+
+IN_C = r"""
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+static void tell(const char *text) {
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    strncpy(to.sun_path, getenv("NOTIFY_SOCKET"), sizeof to.sun_path - 1);
+    sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&to, sizeof to);
+    close(fd);
+}
+int main(void) {
+    tell("STATUS=nearly");
+    usleep(200000);
+    tell("READY=1");
+    pause();
+}
+"""
