@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from bus.messages import AgentMessage, Command, OperatorReply, OperatorRequest
 
 def new_id() -> str:
     """An id for a request, command or event: unique, and not to be guessed."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, queue: int) -> zmq.Socket[bytes]:

@@ -23,7 +23,7 @@ from typing import Literal
 import msgspec
 
 from bus.endpoints import RunDir
-from cdn_daemon.vitals import parent_of, start_time_s
+from cdn_daemon.vitals import parent_of, start_ticks
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +128,8 @@ def _supervisor() -> str:
     if "SUPERVISOR_ENABLED" not in os.environ:
         return ""
     parent = os.getppid()
-    began_s = start_time_s(parent)
-    return "" if began_s is None else f"{parent}@{began_s:.2f}"
+    began = start_ticks(parent)
+    return "" if began is None else f"{parent}@{began}"
 
 
 def _wait_for_end(pid: int, instance: str, orphans: Orphans, waiting: Callable[[str], None]) -> None:

@@ -18,9 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as ThreadEvent
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bus.commands import AgentLink
 from bus.endpoints import RunDir
 from bus.messages import (
     Accepted,
@@ -40,7 +39,6 @@ from bus.messages import (
     SetLimits,
     Shutdown,
 )
-from bus.publisher import Publisher
 from cdn_daemon.guard import Demand, Guard, beyond_machine
 from cdn_daemon.health import Check, HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
@@ -51,10 +49,16 @@ from cdn_daemon.pulse import Pulse
 from cdn_daemon.service import Identity, Service, ServiceDaemon
 from cdn_daemon.web import Traffic
 
+if TYPE_CHECKING:
+    from bus.commands import AgentLink
+    from bus.publisher import Publisher
+
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-REPORT_S = 1.0
+TURNS = 10
+_MEASURE, _GREET, _REPORT = 2, 6, 8
+"""What is done once a second, each in a tick of its own, and not in those in which the guard reads."""
 AWAY_S = 1.0
 """A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
 OUTCOMES_KEPT = 1000
@@ -103,9 +107,13 @@ class CDNDaemon(ServiceDaemon):
         """Why it is to end, in words."""
         self._values: dict[str, float] = {}
         self._seq = 0
-        self._published_s = -REPORT_S
         self._published_key: tuple[object, ...] = ()
-        self._sampled_s = 0.0
+        self._turn = 0
+        self._health_s = 0.0
+        """When there is something to look at in the checks."""
+        self._greets = False
+        self._bus_stirred = True
+        """Whether something may have come: a descriptor said so, or a send has swallowed its edge."""
         self._fed_s = 0.0
         self._publisher: Publisher | None = None
         self._link: AgentLink | None = None
@@ -115,8 +123,8 @@ class CDNDaemon(ServiceDaemon):
 
     # -- for the host: any thread -------------------------------------------------------------------
 
-    def attach(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
-        """The service's loop runs, and its server will answer at this base URL. Before ``start``."""
+    def attach(self, loop: asyncio.AbstractEventLoop, address: str | None) -> None:
+        """The service's loop runs, and it will answer at this base URL, if at any. Before ``start``."""
         self._loop = loop
         self._guard.pulse = Pulse(loop.call_soon_threadsafe)
         self._address = address
@@ -162,8 +170,7 @@ class CDNDaemon(ServiceDaemon):
         status = self.status()
         if self._publisher is not None:
             self._publisher.publish(status)
-        self._published_s = status.monotonic_s
-        self._published_key = _key(status)
+        self._published_key = self._key()
         return status
 
     def handle_command(self, command: Command) -> Outcome | None:
@@ -187,6 +194,7 @@ class CDNDaemon(ServiceDaemon):
                 return None
             case HealthCheck():
                 self.health_monitor.all_due()
+                self._health_s = 0.0
                 self._asked.append(command)
                 return None
             case ReportStatus():
@@ -256,17 +264,22 @@ class CDNDaemon(ServiceDaemon):
             os._exit(ExitCode.BUG)
 
     def _run(self) -> None:
+        # Imported here, beside the server's start: ZeroMQ's 10 ms are then nobody's to wait for.
+        from bus.commands import AgentLink
+        from bus.publisher import Publisher
+
         self._publisher = Publisher(self._run_dir.telemetry)
         self._link = AgentLink(self._run_dir.agents)
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(self._link.fileno(), select.POLLIN)
-        poll.register(self._publisher.fileno(), select.POLLIN)
+        for fd in (self._wake, self._publisher.fileno(), self._link.fileno()):
+            poll.register(fd, select.POLLIN)
         due_s = time.monotonic()
         while not self.ended.is_set():
             for fd, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
+                else:
+                    self._bus_stirred = True
             now_s = time.monotonic()
             self._take(now_s)
             if now_s < due_s or self.ended.is_set():
@@ -283,6 +296,9 @@ class CDNDaemon(ServiceDaemon):
             self._on(self._posted.popleft(), now_s)
             if self.ended.is_set():
                 return
+        if not self._bus_stirred:  # every look at a socket costs, and nothing has come
+            return
+        self._bus_stirred = False
         assert self._publisher is not None
         assert self._link is not None
         if self._publisher.has_new_subscriber():
@@ -337,8 +353,11 @@ class CDNDaemon(ServiceDaemon):
     def _tick(self, now_s: float, *, late_s: float) -> None:
         if late_s > AWAY_S:
             self._back_after(late_s, now_s)
-        self._step_ooda(now_s)
-        self._check_health(now_s)
+        # Nothing is called here that has nothing to do: at ten ticks a second a call in vain costs more than its work.
+        if self._working is not None or self.ooda.is_due(now_s):
+            self._step_ooda(now_s)
+        if self._checking or now_s >= self._health_s:
+            self._check_health(now_s)
         if self._heed(self._guard.tick(now_s), now_s):
             return
         instruction = self.lifecycle.tick(now_s)
@@ -347,11 +366,15 @@ class CDNDaemon(ServiceDaemon):
             self._phase_changed()
             self._do(instruction)
             return
-        if now_s - self._sampled_s >= REPORT_S:
-            self._sampled_s = now_s
+        self._turn = (self._turn + 1) % TURNS
+        if self._turn == _MEASURE:
             self._measure()
-            self._greet()
-        if now_s - self._published_s >= REPORT_S - TICK_S / 2 or self._changed():
+        elif self._turn == _GREET:
+            self._greets = not self._greets  # every other second will do
+            if self._greets:
+                self._greet()
+                self._bus_stirred = True
+        elif self._turn == _REPORT or self._published_key != self._key():
             self.report()
         self._feed_watchdog(now_s)
 
@@ -397,6 +420,7 @@ class CDNDaemon(ServiceDaemon):
                 self.health_monitor.started(check.name, now_s)
                 self._checking[check.name] = self._launch(check)
         self.health_monitor.tick(now_s)
+        self._health_s = self.health_monitor.next_s()
         if self._asked and not self.health_monitor.running():
             status = self.report()
             asked, self._asked = self._asked, []
@@ -457,21 +481,17 @@ class CDNDaemon(ServiceDaemon):
             Hello(target=mine.instance, role="daemon", host=mine.host, incarnation=mine.incarnation, pid=mine.pid)
         )
 
-    def _changed(self) -> bool:
-        return self._published_key != (self.lifecycle.phase, self.health(), len(self._reasons()), self.ooda.mode)
+    def _key(self) -> tuple[object, ...]:
+        """What is published at once when it changes."""
+        return (self.lifecycle.phase, self.health_monitor.version, self.ooda.mode)
 
     def _feed_watchdog(self, now_s: float) -> None:
         if self.lifecycle.phase is LifecyclePhase.STARTING:
             return  # whoever has fed it once is judged by its silence, and a start may be silent: imports hold the GIL
         watchdog_s = self._notifier.watchdog_s
-        if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 4, REPORT_S) - TICK_S / 2:
+        if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 3, 1.0) - TICK_S / 2:
             self._fed_s = now_s
             self._notifier.send(WATCHDOG=1)
-
-
-def _key(status: DaemonStatus) -> tuple[object, ...]:
-    """What is published at once when it changes."""
-    return (status.phase, status.health, len(status.reasons), status.ooda_mode)
 
 
 def _named(work: Work) -> Callable[[], None]:

@@ -1,8 +1,9 @@
 """Watches its own process: the limits, the pulse of the service's loop, and the vitals.
 
-Ten times a second it reads only what may run away within a second (memory and
-the pulse, one system call); the rest once a second. What follows is a demand:
-drain and restart, or replace at once.
+What may run away within a second, memory and the pulse, is read in turns, each
+five times a second; the rest once a second, one thing a tick, so that no tick is
+long even beside a busy main thread. What follows is a demand: drain and restart,
+or replace at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from cdn_daemon.pulse import Pulse
 from cdn_daemon.vitals import TickTimes, VitalsSampler, machine
 from cdn_daemon.works import WORKS
 
-SAMPLE_S = 1.0
+TURNS = 10
+"""Ticks in which everything has been read once."""
 PULSE_S = 0.5
 STUCK_FACTOR = 4.0
 """A loop that lags so many times its soft limit is unhealthy, not only degraded."""
@@ -61,7 +63,7 @@ class Guard:
         self._health = health
         self._shed = shed
         self._sampler = VitalsSampler(now_s)
-        self._sampled_s = now_s - SAMPLE_S
+        self._turn = 0
         self._pulsed_s = now_s - PULSE_S
         self._replace = False
         for problem in beyond_machine(limits):
@@ -69,26 +71,42 @@ class Guard:
 
     def tick(self, now_s: float) -> Demand | None:
         """Look, and say what has to be done; REPLACE is said again at every tick."""
-        readings: dict[str, float | None] = {
-            "rss_bytes": self._sampler.rss_bytes(),
-            "loop_lag_s": self._loop_lag_s(now_s),
-        }
-        if now_s - self._sampled_s >= SAMPLE_S:
-            self._sampled_s = now_s
-            vitals = self._sampler.sample(now_s, loop_lag_s=readings["loop_lag_s"], ticks=self.ticks)
-            self.vitals = vitals
-            readings |= {
-                "cpu_cores": vitals.cpu_cores,
-                "fds": vitals.fds,
-                "threads": vitals.threads,
-                "children": vitals.children,
-            }
-        demand = self._follow(now_s, readings)
+        turn = self._turn = (self._turn + 1) % TURNS
+        if turn % 2:
+            demand = self._follow(now_s, "loop_lag_s", self._loop_lag_s(now_s)) or self._read_one(turn, now_s)
+        else:
+            demand = self._follow(now_s, "rss_bytes", self._sampler.rss_bytes())
+        if turn == 0:
+            lag_s = self.pulse.lag_s(now_s) if self.pulse is not None else None
+            self.vitals = self._sampler.vitals(loop_lag_s=lag_s, ticks=self.ticks)
+            self._say(now_s)
+            self._find_overdue(now_s)
+        return Demand.REPLACE if self._replace else demand
+
+    def _read_one(self, turn: int, now_s: float) -> Demand | None:
+        """What this turn is to read besides."""
+        sampler = self._sampler
+        match turn:
+            case 1:
+                sampler.read_cpu(now_s)
+                return self._follow(now_s, "cpu_cores", sampler.cpu_cores)
+            case 3:
+                sampler.read_threads()
+                return self._follow(now_s, "threads", sampler.threads)
+            case 5:
+                sampler.read_fds()
+                return self._follow(now_s, "fds", sampler.fds)
+            case 7:
+                sampler.read_children()
+                return self._follow(now_s, "children", sampler.children)
+            case _:
+                return None
+
+    def _find_overdue(self, now_s: float) -> None:
         late = WORKS.overdue(now_s)
         if late is not None and not self._replace:
             self.reason = f"deadlock: {late.name} on thread {late.thread} is past its deadline of {late.deadline_s:g} s"
             self._replace = True
-        return Demand.REPLACE if self._replace else demand
 
     def _loop_lag_s(self, now_s: float) -> float | None:
         pulse = self.pulse
@@ -101,29 +119,35 @@ class Guard:
             pulse.restart_window(now_s)
         return pulse.lag_s(now_s)
 
-    def _follow(self, now_s: float, readings: dict[str, float | None]) -> Demand | None:
+    def _follow(self, now_s: float, dimension: str, value: float | None) -> Demand | None:
+        step = self.keeper.look(now_s, dimension, value)
+        if step is None:
+            return None
         demand = None
-        for step in self.keeper.look(now_s, readings):
-            match step.rung:
-                case Rung.SOFT:
-                    self._shed(step.dimension)
-                case Rung.HARD if step.dimension != "loop_lag_s":
-                    self.reason, demand = step.text, Demand.RESTART
-                case Rung.HARD | Rung.BEYOND:
-                    self.reason, self._replace = _stall_text(step.text), True
-                case Rung.FINE:
-                    self._health.clear(f"limit {step.dimension}")
+        match step.rung:
+            case Rung.SOFT:
+                self._shed(dimension)
+            case Rung.HARD if dimension != "loop_lag_s":
+                self.reason, demand = step.text, Demand.RESTART
+            case Rung.HARD | Rung.BEYOND:
+                self.reason, self._replace = _stall_text(step.text), True
+            case Rung.FINE:
+                pass
+        self._say(now_s)
+        return demand
+
+    def _say(self, now_s: float) -> None:
+        """Put down for each limited quantity what there is to be said of it."""
         found = self.keeper.findings(now_s)
         for name in bands(self.keeper.limits):
             if name in found:
-                self._health.find(f"limit {name}", self._severity(name, readings.get(name)), found[name])
+                self._health.find(f"limit {name}", self._severity(name), found[name])
             else:
                 self._health.clear(f"limit {name}")
-        return demand
 
-    def _severity(self, name: str, value: float | None) -> HealthStatus:
-        band = self.keeper.limits.loop_lag_s
-        stuck = name == "loop_lag_s" and band is not None and (value or 0.0) >= STUCK_FACTOR * band.soft
+    def _severity(self, name: str) -> HealthStatus:
+        band, value = self.keeper.limits.loop_lag_s, self.keeper.value(name)
+        stuck = name == "loop_lag_s" and band is not None and value >= STUCK_FACTOR * band.soft
         return HealthStatus.UNHEALTHY if stuck else HealthStatus.DEGRADED
 
     def restart_windows(self, late_s: float, now_s: float) -> None:

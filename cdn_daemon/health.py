@@ -6,6 +6,7 @@ hangs is a failed one, and is not started again until it has ended.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ class HealthMonitor:
     def __init__(self, checks: Iterable[Check]) -> None:
         self._records = {check.name: _Record(check) for check in checks}
         self._findings: dict[str, tuple[HealthStatus, str]] = {}
+        self.version = 0
+        """Grows with whatever may change status or reasons, so that nobody need ask for those in vain."""
 
     def due(self, now_s: float) -> list[Check]:
         """The checks to start now; call ``started`` for each."""
@@ -54,6 +57,15 @@ class HealthMonitor:
             for record in self._records.values()
             if record.started_s is None and (record.due_s is None or now_s >= record.due_s)
         ]
+
+    def next_s(self) -> float:
+        """When there is something to look at next: a check to start, or one that runs to time out."""
+        moments = [
+            record.due_s if record.started_s is None else record.started_s
+            for record in self._records.values()
+            if record.due_s is not None
+        ]
+        return min(moments, default=math.inf) if len(moments) == len(self._records) else -math.inf
 
     def all_due(self) -> None:
         """Make every check due now, as an operator wants to know."""
@@ -74,6 +86,8 @@ class HealthMonitor:
         if record.timed_out_s is not None:
             return
         if failure is None:
+            if record.failures or not record.passed:
+                self.version += 1
             record.failures, record.passed, record.reason = 0, True, ""
         else:
             self._fail(record, failure)
@@ -100,8 +114,8 @@ class HealthMonitor:
             if record.timed_out_s is not None:
                 record.timed_out_s = now_s
 
-    @staticmethod
-    def _fail(record: _Record, reason: str) -> None:
+    def _fail(self, record: _Record, reason: str) -> None:
+        self.version += 1
         record.failures += 1
         record.reason = reason
 
@@ -114,7 +128,9 @@ class HealthMonitor:
 
     def find(self, name: str, status: HealthStatus, reason: str) -> None:
         """Put down a finding of the daemon's own, replacing an earlier one of that name."""
-        self._findings[name] = (status, reason)
+        if self._findings.get(name) != (status, reason):
+            self._findings[name] = (status, reason)
+            self.version += 1
 
     def finding(self, name: str) -> tuple[HealthStatus, str] | None:
         """The daemon's finding of that name, if there is one."""
@@ -122,7 +138,8 @@ class HealthMonitor:
 
     def clear(self, name: str) -> None:
         """Take a finding back, if there is one."""
-        self._findings.pop(name, None)
+        if self._findings.pop(name, None) is not None:
+            self.version += 1
 
     def _opinions(self) -> list[tuple[HealthStatus, str]]:
         opinions = list(self._findings.values())

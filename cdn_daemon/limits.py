@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -122,7 +121,7 @@ def show(dimension: str, value: float) -> str:
 
 
 class LimitKeeper:
-    """Where each limited quantity stands; ``look`` is told the readings, and says what changed."""
+    """Where each limited quantity stands; ``look`` is told a reading, and says what changed."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -134,21 +133,20 @@ class LimitKeeper:
         for name, band in bands(changes).items():
             self._gauges[name] = _Gauge(name, band)
 
-    def look(self, now_s: float, readings: Mapping[str, float | None]) -> list[Step]:
-        """Take readings (those that are None are unknown, and change nothing); return the steps that follow."""
-        steps = []
-        for name, value in readings.items():
-            gauge = self._gauges.get(name)
-            if gauge is not None and value is not None:
-                step = gauge.look(now_s, value)
-                if step is not None:
-                    steps.append(step)
-        return steps
+    def look(self, now_s: float, dimension: str, value: float | None) -> Step | None:
+        """Take a reading (None is unknown, and changes nothing); return the step that follows, if any."""
+        gauge = self._gauges.get(dimension)
+        return gauge.look(now_s, value) if gauge is not None and value is not None else None
 
     def findings(self, now_s: float) -> dict[str, str]:
         """What is to be said of each quantity that is above its soft limit or soon will be above its hard one."""
         found = {name: gauge.finding(now_s) for name, gauge in self._gauges.items()}
         return {name: text for name, text in found.items() if text}
+
+    def value(self, dimension: str) -> float:
+        """The last reading of a limited quantity; 0.0 before the first."""
+        gauge = self._gauges.get(dimension)
+        return gauge.value if gauge is not None else 0.0
 
     def restart_windows(self, now_s: float) -> None:
         """The observer was away: what it was waiting out begins anew."""

@@ -1,8 +1,9 @@
 """Processes as the operating system sees them: the only psutil of the embedded daemon.
 
-Sampled once a second and not at every tick: beside a busy main thread every
-system call may cost an interpreter switch interval (5 ms), and a tick is 100 ms.
-Only the resident memory, which can run away within a second, is one pread(2).
+Beside a busy main thread every call that lets go of the interpreter lock may
+cost one switch interval (5 ms), so each reading here is one such call or none:
+files of /proc are kept open and read with pread(2). psutil comes in, and is
+imported, once there are children; until then it would cost every start 7 ms.
 
 A process counts with its descendants. Their memory is their PSS, as RSS would
 count forked pages twice.
@@ -10,19 +11,22 @@ count forked pages twice.
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import resource
 from collections import deque
 from dataclasses import dataclass
-
-import psutil
+from typing import TYPE_CHECKING
 
 from bus.messages import Vitals
 
+if TYPE_CHECKING:
+    import psutil
+
 _WINDOW_TICKS = 600
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_LISTING_EVERY = 10
+"""Where the kernel does not tell how many descriptors are open, they are listed at every tenth reading."""
 
 
 class TickTimes:
@@ -49,50 +53,95 @@ def _p99(values: deque[float]) -> float | None:
 
 
 class VitalsSampler:
-    """Samples this process and its descendants; what the system does not tell is None."""
+    """Reads this process and its descendants; what the system does not tell is None.
+
+    The readings are separate, so that they need not be made in the same tick.
+    """
 
     def __init__(self, now_s: float) -> None:
-        self._process = psutil.Process()
+        self._statm = _open("/proc/self/statm")
+        self._stat = _open("/proc/self/stat")
         self._tree = _Tree()
-        self._cpu_s = self._read_cpu_s()
-        self._at_s = now_s
-        try:
-            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._statm = -1
+        self._cpu_s = _own_cpu_s()
+        self._cpu_at_s = now_s
+        self._fds_asked = 0
+        self.cpu_cores: float | None = None
+        self.threads: int | None = None
+        self.fds: int | None = None
+        self.children: int | None = None
 
     def rss_bytes(self) -> int | None:
-        """Resident memory now, with the descendants' as it was at the last sample; one system call."""
+        """Resident memory now, with the descendants' as it was when they were last read."""
         if self._statm < 0:
             return None
         return int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES + self._tree.pss_bytes
 
-    def _read_cpu_s(self) -> float:
-        times = self._process.cpu_times()
-        return times.user + times.system + times.children_user + times.children_system + self._tree.cpu_s
+    def read_cpu(self, now_s: float) -> None:
+        """cpu_cores: the mean since the last reading."""
+        cpu_s, elapsed_s = _own_cpu_s() + self._tree.cpu_s, now_s - self._cpu_at_s
+        if elapsed_s > 0:
+            self.cpu_cores = max(0.0, cpu_s - self._cpu_s) / elapsed_s
+        self._cpu_s, self._cpu_at_s = cpu_s, now_s
 
-    def sample(self, now_s: float, *, loop_lag_s: float | None, ticks: TickTimes) -> Vitals:
-        """The vitals now; cpu_cores is the mean since the last call."""
-        children = _count_children()
-        self._tree = _Tree.of(self._process) if children else _Tree()
-        with self._process.oneshot():
-            cpu_s = self._read_cpu_s()
-            rss_bytes = self._process.memory_info().rss
-            threads = self._process.num_threads()
-        elapsed_s = now_s - self._at_s
-        cpu_cores = max(0.0, cpu_s - self._cpu_s) / elapsed_s if elapsed_s > 0 else None
-        self._cpu_s, self._at_s = cpu_s, now_s
+    def read_threads(self) -> None:
+        """Field 20 of proc_pid_stat(5), counted from behind the name, which may hold anything."""
+        if self._stat >= 0:
+            fields = os.pread(self._stat, 1024, 0).rpartition(b")")[2].split()
+            self.threads = int(fields[17]) + self._tree.threads
+
+    def read_fds(self) -> None:
+        """Since Linux 6.2 the size of /proc/self/fd is their number; before, they are listed, but rarely."""
+        try:
+            count = os.stat("/proc/self/fd").st_size
+            if count == 0 and self._fds_asked % _LISTING_EVERY == 0:
+                count = len(os.listdir("/proc/self/fd"))
+        except FileNotFoundError:
+            return
+        self._fds_asked += 1
+        if count:
+            self.fds = count + self._tree.fds
+
+    def read_children(self) -> None:
+        """How many descendants there are, and what they use; without any it costs one waitid(2)."""
+        self._tree = _Tree.of_self() if _has_children() else _Tree()
+        self.children = self._tree.count
+
+    def vitals(self, *, loop_lag_s: float | None, ticks: TickTimes) -> Vitals:
+        """What was last read, as one value."""
         tick_late_s, tick_body_s = ticks.p99()
         return Vitals(
-            rss_bytes=rss_bytes + self._tree.pss_bytes,
-            cpu_cores=cpu_cores,
-            fds=self._process.num_fds() + self._tree.fds,
-            threads=threads + self._tree.threads,
-            children=children if children is None else max(children, self._tree.count),
+            rss_bytes=self.rss_bytes(),
+            cpu_cores=self.cpu_cores,
+            fds=self.fds,
+            threads=self.threads,
+            children=self.children,
             loop_lag_s=loop_lag_s,
             tick_late_s=tick_late_s,
             tick_body_s=tick_body_s,
         )
+
+
+def _open(path: str) -> int:
+    """A descriptor to be kept; -1 where there is no such file."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+
+
+def _own_cpu_s() -> float:
+    """Of this process, and of its children that have ended."""
+    own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+
+
+def _has_children() -> bool:
+    """Whether there is a child, alive or waiting to be reaped; reaps none."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -106,10 +155,12 @@ class _Tree:
     threads: int = 0
 
     @classmethod
-    def of(cls, process: psutil.Process) -> _Tree:
-        """Of all its descendants that can be read; those that end meanwhile, or are another user's, count less."""
+    def of_self(cls) -> _Tree:
+        """Of all descendants of this process that can be read; one that ends meanwhile counts less."""
+        import psutil  # here, as most services have no children
+
         count, pss_bytes, cpu_s, fds, threads = 0, 0, 0.0, 0, 0
-        for child in process.children(recursive=True):
+        for child in psutil.Process().children(recursive=True):
             count += 1
             try:
                 pss_bytes += _pss_bytes(child)
@@ -137,36 +188,29 @@ def _pss_bytes(process: psutil.Process) -> int:
 def machine() -> dict[str, float]:
     """What there is at most of what can be limited: memory, cores, descriptors."""
     soft_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most: dict[str, float] = {"rss_bytes": psutil.virtual_memory().total, "cpu_cores": os.cpu_count() or 1}
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    most: dict[str, float] = {"rss_bytes": memory_bytes, "cpu_cores": os.cpu_count() or 1}
     if soft_fds != resource.RLIM_INFINITY:
         most["fds"] = soft_fds
     return most
 
 
-def _count_children() -> int | None:
-    """Direct children by proc(5); psutil would scan every process of the machine for them."""
-    count, found = 0, False
-    for path in glob.iglob("/proc/self/task/*/children"):
-        try:
-            with open(path, "rb") as file:
-                count += len(file.read().split())
-            found = True
-        except FileNotFoundError:  # the thread ended meanwhile
-            continue
-    return count if found else None
-
-
 def parent_of(pid: int) -> int | None:
     """Pid of a process's parent; None if there is no such process."""
-    try:
-        return psutil.Process(pid).ppid()
-    except psutil.NoSuchProcess:
-        return None
+    stat = _stat_of(pid)
+    return int(stat[1]) if stat is not None else None
 
 
-def start_time_s(pid: int) -> float | None:
-    """Unix time at which a process began, which with its pid names it for good; None if there is none."""
+def start_ticks(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot: with its pid a name for good. None if there is none."""
+    stat = _stat_of(pid)
+    return int(stat[19]) if stat is not None else None
+
+
+def _stat_of(pid: int) -> list[bytes] | None:
+    """Fields 3 and on of proc_pid_stat(5)."""
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None

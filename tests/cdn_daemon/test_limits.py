@@ -33,7 +33,8 @@ def keeper(dimension: str = "fds", **changes: Any) -> LimitKeeper:
 
 def rungs(keeper: LimitKeeper, series: list[tuple[float, float]], dimension: str = "fds") -> list[tuple[float, Rung]]:
     """When a series of (now_s, value) made which step."""
-    return [(now_s, step.rung) for now_s, value in series for step in keeper.look(now_s, {dimension: value})]
+    steps = [(now_s, keeper.look(now_s, dimension, value)) for now_s, value in series]
+    return [(now_s, step.rung) for now_s, step in steps if step is not None]
 
 
 @pytest.mark.parametrize(
@@ -68,25 +69,27 @@ def test_without_a_hard_limit() -> None:
 def test_unknown_readings_change_nothing() -> None:
     """None is not zero."""
     limited = keeper(for_s=0.0)
-    limited.look(0, {"fds": 150})
-    assert limited.look(1, {"fds": None, "threads": 5}) == []
+    limited.look(0, "fds", 150)
+    assert limited.look(1, "fds", None) is None
+    assert limited.look(1, "threads", 5) is None
     assert "fds" in limited.findings(1)
 
 
 def test_an_observer_that_was_away() -> None:
     """What was being waited out begins anew."""
     limited = keeper()
-    limited.look(0, {"fds": 150})
+    limited.look(0, "fds", 150)
     limited.restart_windows(60)
-    assert limited.look(69, {"fds": 150}) == []
-    assert limited.look(70, {"fds": 150}) != []
+    assert limited.look(69, "fds", 150) is None
+    assert limited.look(70, "fds", 150) is not None
 
 
 def test_change_live() -> None:
     """A new band counts from the next reading; the others stay."""
     limited = LimitKeeper(Limits(fds=Band(soft=10), threads=Band(soft=10)))
     limited.change(Limits(fds=Band(soft=1000)))
-    assert [step.dimension for step in limited.look(0, {"fds": 500, "threads": 500})] == ["threads"]
+    assert limited.look(0, "fds", 500) is None
+    assert limited.look(0, "threads", 500) is not None
     assert limited.limits == merge(Limits(threads=Band(soft=10)), Limits(fds=Band(soft=1000)))
 
 
@@ -94,7 +97,7 @@ def test_a_trend_warns_before_the_breach() -> None:
     """1 MiB/s towards a hard limit 120 MiB away: said after a quarter of a minute, in the time that is left."""
     limited = LimitKeeper(Limits(rss_bytes=Band(soft=1 * GiB, hard=1 * GiB)))
     for second in range(30):
-        limited.look(float(second), {"rss_bytes": 1 * GiB - (150 - second) * MiB})
+        limited.look(float(second), "rss_bytes", 1 * GiB - (150 - second) * MiB)
     assert limited.findings(30.0) == {"rss_bytes": "rss_bytes hard limit in 2 min"}
 
 
@@ -105,7 +108,7 @@ def test_no_trend_no_warning(shape: Any) -> None:
     """Steady, falling and jittering use warns of nothing."""
     limited = LimitKeeper(Limits(rss_bytes=Band(soft=900 * MiB, hard=900 * MiB)))
     for second in range(120):
-        limited.look(float(second), {"rss_bytes": shape(second) * MiB})
+        limited.look(float(second), "rss_bytes", shape(second) * MiB)
         assert limited.findings(float(second)) == {}
 
 
@@ -165,16 +168,18 @@ def test_any_series(series: list[tuple[float, float]]) -> None:
     for after_s, value in series:
         now_s += after_s
         history.append((now_s, value))
-        for step in limited.look(now_s, {"fds": value}):
-            assert step.rung is not rung
-            recent = [v for at_s, v in history if at_s > now_s - FOR_S]
-            if step.rung is Rung.SOFT:
-                assert rung is Rung.FINE
-                assert all(v > SOFT for v in recent)
-            elif step.rung is Rung.FINE:
-                assert rung is Rung.SOFT
-                assert all(v < CLEAR * SOFT for v in recent)
-            else:
-                assert value > HARD
-            assert not (rung in (Rung.HARD, Rung.BEYOND) and step.rung in (Rung.FINE, Rung.SOFT))
-            rung = step.rung
+        step = limited.look(now_s, "fds", value)
+        if step is None:
+            continue
+        assert step.rung is not rung
+        recent = [v for at_s, v in history if at_s > now_s - FOR_S]
+        if step.rung is Rung.SOFT:
+            assert rung is Rung.FINE
+            assert all(v > SOFT for v in recent)
+        elif step.rung is Rung.FINE:
+            assert rung is Rung.SOFT
+            assert all(v < CLEAR * SOFT for v in recent)
+        else:
+            assert value > HARD
+        assert not (rung in (Rung.HARD, Rung.BEYOND) and step.rung in (Rung.FINE, Rung.SOFT))
+        rung = step.rung
