@@ -1,6 +1,7 @@
 """A service's process: its server on the main thread, its daemon beside it.
 
-If either ends, the process ends, with the exit code that is the contract with
+A service that is a plain function has the main thread, and its server another.
+If any of them ends, the process ends, with the exit code that is the contract with
 its supervisor (lifecycle.ExitCode). Runs under supervisord, under systemd, in a
 container or by hand; without ATLAS or a bus it serves all the same.
 """
@@ -11,11 +12,10 @@ import asyncio
 import faulthandler
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import IO, Any, NoReturn
 
@@ -23,20 +23,28 @@ import uvicorn
 import uvloop
 
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
+from bus.messages import HealthStatus
 from cdn_daemon.claim import Occupied, claim
 from cdn_daemon.daemon import CDNDaemon
+from cdn_daemon.ending import ENDING_SIGNALS, end_as
+from cdn_daemon.health import Check
 from cdn_daemon.intake import BoundedHttp
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent
 from cdn_daemon.long_calls import LONG_CALLS
+from cdn_daemon.main_thread import MainThread
 from cdn_daemon.notify import Notifier
-from cdn_daemon.service import ConfigurationError, Identity, Service
+from cdn_daemon.service import ASGIApp, ConfigurationError, Ended, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings
-from cdn_daemon.web import ServiceApp, Traffic
+from cdn_daemon.web import ServiceApp, Traffic, nothing_here
+from cdn_daemon.wsgi import WsgiApp
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 LAST_REPORT_S = 2.0
+READY_POLL_S = 0.1
+WSGI_PERIOD_S = 5.0
+"""How long all threads may be busy before that is a finding; twice as long, and the service is unhealthy."""
 TRIGGER_GRACE_S = 2.0
 """From asking the supervisor to replace a stuck process to ending it ourselves."""
 
@@ -57,8 +65,7 @@ def run(service: Service) -> NoReturn:
         sys.exit(ExitCode.CONFIGURATION)
     code = ExitCode.BUG
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(host.serve())
+        code = host.run()
     except Exception:
         log.critical("the server failed", exc_info=True)
         code = host.fail()
@@ -82,8 +89,15 @@ class _Host:
         LONG_CALLS.notifier = notifier
         self._socket = _listen(self._settings)
         self._traffic = Traffic()
-        self._app = ServiceApp(service.app, self._traffic)
+        self._app = ServiceApp(_application(service), self._traffic)
         self._replacing_s: float | None = None
+        self._is_done = False
+        """Drained: nothing is left to be cut off."""
+        self._ended_as: int | None = None
+        """Wait status of what this process ran, if that ended by itself."""
+        self._draining: asyncio.Task[None] | None = None
+        self._main: MainThread | None = None if service.main is None else MainThread(service.main)
+        problems = service.confine(self._settings.backstops, self._claim.fd)
         service.ooda.mode = self._settings.ooda_mode
         service.identity = Identity(
             service=service.name,
@@ -107,17 +121,28 @@ class _Host:
             drain_s=self._settings.drain_s,
         )
         self._app.subject = self._daemon
+        for problem in problems:
+            log.warning("%s", problem)
+            self._daemon.health_monitor.find(problem, HealthStatus.DEGRADED, problem)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: _Server | None = None
+        self._waiting: asyncio.Task[None] | None = None
 
-    async def serve(self) -> ExitCode:
+    def run(self) -> ExitCode:
         """Until drained; the exit code is the lifecycle's."""
+        if self._main is None:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(self._serve())
+        return self._main.run_beside(self._serve)
+
+    async def _serve(self) -> ExitCode:
         loop = self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_end)
-        host, port = self._socket.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._daemon.attach(loop, address)
+        if self._main is not None:
+            self._main.attach(loop, self._told_to_end, self._main_returned)
+        else:
+            for number in ENDING_SIGNALS:
+                loop.add_signal_handler(number, self._told_to_end)
+        self._daemon.attach(loop, self._address())
         self._server = _Server(
             uvicorn.Config(
                 self._app,
@@ -136,12 +161,38 @@ class _Host:
         self._daemon.start()
         async with self._background():
             await self._server.serve_until_drained(self._socket, self._listening)
+            if self._draining is not None:
+                await self._draining
+        self._is_done = True
         self._daemon.post(LifecycleEvent.DRAINED)
         return await asyncio.to_thread(self._end)
+
+    def _address(self) -> str | None:
+        if not self._service.has_address:
+            return self._service.address
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def _listening(self) -> None:
         host, port = self._socket.getsockname()[:2]
         log.info("%s #%d listens on %s port %d", self._settings.instance, self._claim.incarnation, host, port)
+        if self._main is not None:
+            self._main.begin()
+        if self._service.ready_function is None:
+            self._daemon.post(LifecycleEvent.LISTENING)
+        else:
+            self._waiting = asyncio.ensure_future(self._wait_until_ready(self._service.ready_function))
+            self._waiting.add_done_callback(self._background_ended)
+
+    async def _wait_until_ready(self, why_not: Callable[[], Awaitable[str | None]]) -> None:
+        told = ""
+        while (reason := await why_not()) is not None:
+            if reason != told:
+                told = reason
+                self._notifier.send(STATUS=f"not ready: {reason}")
+                self._daemon.health_monitor.find("ready", HealthStatus.DEGRADED, f"not ready: {reason}")
+            await asyncio.sleep(READY_POLL_S)
+        self._daemon.health_monitor.clear("ready")
         self._daemon.post(LifecycleEvent.LISTENING)
 
     @asynccontextmanager
@@ -159,30 +210,66 @@ class _Host:
                 await task
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
-        if isinstance(error, ConfigurationError):
-            log.critical("%s", error)
-            self._notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
-            self._daemon.post(LifecycleEvent.MISCONFIGURED)
-        else:
-            log.critical("the service's background task failed", exc_info=error)
-            self._daemon.post(LifecycleEvent.FAILED)
+        if not task.cancelled():
+            self._heed(task.exception())
+
+    def _heed(self, error: BaseException | None) -> None:
+        """Part of the service has ended: nothing follows if it just returned, and the end if it raised."""
+        match error:
+            case None:
+                return
+            case ConfigurationError():
+                log.critical("%s", error)
+                self._notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
+                self._daemon.post(LifecycleEvent.MISCONFIGURED)
+            case Ended(wait_status=wait_status):
+                log.error("%s", error)
+                self._ended_as = wait_status
+                self._notifier.send(STATUS=str(error))
+                self._daemon.health_monitor.find("ended", HealthStatus.UNHEALTHY, str(error))
+                self._daemon.post(LifecycleEvent.FAILED)
+            case _:
+                log.critical("the service's background task failed", exc_info=error)
+                self._daemon.post(LifecycleEvent.FAILED)
+
+    def _main_returned(self, error: BaseException | None) -> None:
+        """Of a plain function: to return is to have done its work, and the process ends with 0."""
+        self._heed(error)
+        if error is None and self._daemon.lifecycle.exit_code is None:
+            log.info("the service's main function has returned")
+            self._daemon.post(LifecycleEvent.SHUTDOWN)
 
     def _told_to_end(self) -> None:
         first = self._daemon.lifecycle.exit_code is None
         self._daemon.post(LifecycleEvent.SHUTDOWN if first else LifecycleEvent.HURRY)
+
+    def _drain(self) -> None:
+        """Stop accepting, and finish; on the loop."""
+        assert self._server is not None
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._server.drain()
+        self._draining = asyncio.ensure_future(self._finish_work())
+
+    async def _finish_work(self) -> None:
+        try:
+            if self._service.drain_function is not None:
+                await self._service.drain_function(self._settings.drain_s)
+        except Exception:
+            log.error("the service's drain failed", exc_info=True)
+        if self._main is not None:
+            await self._main.stop()
 
     def _perform(self, instruction: Instruction) -> None:
         """The lifecycle's instructions; on the daemon's thread."""
         match instruction:
             case Instruction.DRAIN:
                 assert self._loop is not None
-                assert self._server is not None
-                self._loop.call_soon_threadsafe(self._server.drain)
-            case Instruction.END if self._server is not None and not self._server.ended:
+                self._loop.call_soon_threadsafe(self._drain)
+            case Instruction.END if not self._is_done:
                 logging.shutdown()
+                if self._ended_as is not None:
+                    end_as(self._ended_as)
                 os._exit(self._daemon.lifecycle.exit_code or ExitCode.STAY_DOWN)
             case _:
                 return
@@ -217,7 +304,6 @@ class _Host:
 class _Server(uvicorn.Server):
     """uvicorn's, woken by an event when it is to drain instead of looking ten times a second."""
 
-    ended = False
     _drain: asyncio.Event | None = None
 
     async def serve_until_drained(self, listener: socket.socket, listening: Any) -> None:
@@ -225,24 +311,41 @@ class _Server(uvicorn.Server):
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
         try:
-            try:
-                await self.startup(sockets=[listener])
-            except SystemExit as error:  # how uvicorn says that the lifespan failed; it has logged why
-                raise RuntimeError("the application could not start") from error
-            await self.on_tick(0)
-            listening()
-            while not self._drain.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._drain.wait(), timeout=1.0)
-                await self.on_tick(0)  # the Date header
-            await self.shutdown(sockets=[listener])
-        finally:
-            self.ended = True
+            await self.startup(sockets=[listener])
+        except SystemExit as error:  # how uvicorn says that the lifespan failed; it has logged why
+            raise RuntimeError("the application could not start") from error
+        await self.on_tick(0)
+        listening()
+        while not self._drain.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._drain.wait(), timeout=1.0)
+            await self.on_tick(0)  # the Date header
+        await self.shutdown(sockets=[listener])
 
     def drain(self) -> None:
         """Stop accepting and finish; on the loop."""
         assert self._drain is not None
         self._drain.set()
+
+
+def _application(service: Service) -> ASGIApp:
+    """What answers beside the framework's own paths."""
+    if service.app is not None:
+        return service.app
+    if service.wsgi is None:
+        return nothing_here
+    app = WsgiApp(service.wsgi, service.threads)
+    service.checks.append(
+        Check(
+            name="wsgi_threads",
+            function=app.has_free_thread,
+            is_async=True,
+            every_s=WSGI_PERIOD_S,
+            timeout_s=WSGI_PERIOD_S,
+            fails_after=2,
+        )
+    )
+    return app
 
 
 def _keep_waiting(notifier: Notifier, text: str) -> None:

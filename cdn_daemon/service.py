@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, TypeVar
 
 from bus.messages import Command, DaemonStatus, HealthStatus, Limits, OodaPhase, Outcome, ServiceMetrics
+from cdn_daemon.backstops import Backstops, apply
 from cdn_daemon.health import Check
 from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.ooda import OodaLoop
 
 ASGIApp = Callable[..., Any]
+WSGIApp = Callable[..., Any]
 CheckFunction = TypeVar("CheckFunction", bound=Callable[[], Any])
 
 ShedFunction = TypeVar("ShedFunction", bound=Callable[[str], Any])
+ReadyFunction = TypeVar("ReadyFunction", bound=Callable[[], Awaitable[str | None]])
+DrainFunction = TypeVar("DrainFunction", bound=Callable[[float], Awaitable[None]])
 
+_ONE_OF = "it must be one of an ASGI application (app), a WSGI application (wsgi), a function (main)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -74,6 +81,17 @@ class ConfigurationError(Exception):
     """
 
 
+class Ended(Exception):
+    """What this process runs has ended by itself, and the process is to end in the same way.
+
+    For a background task to raise. ``wait_status`` is as of waitpid(2): the exit code, or the signal, is kept.
+    """
+
+    def __init__(self, wait_status: int, text: str) -> None:
+        super().__init__(text)
+        self.wait_status = wait_status
+
+
 class DeclarationError(ValueError):
     """A service is declared wrongly; the text names the field, its value and the limit."""
 
@@ -81,8 +99,12 @@ class DeclarationError(ValueError):
 class Service:
     """A service as its author declares it; give it to ``run``.
 
-    ``app`` is an ASGI application: /livez, /readyz, /metrics and /ooda come with the
-    framework. ``port`` 0 is one that the system chooses; ``CDN_PORT`` overrides it.
+    One of three: ``app`` is an ASGI application; ``wsgi`` a WSGI application, called on
+    up to ``threads`` threads; ``main`` a function without a server of its own, called on the
+    main thread with an Event that is set when it is to return. /livez, /readyz, /metrics and
+    /ooda come with the framework. ``port`` 0 is one that the system chooses, and the default
+    with ``main``; ``CDN_PORT`` overrides it.
+
     ``limits`` are bands for what the process and its children may use. ``drain_s`` is
     how long requests in flight may take to finish once the service is told to end.
     ``background`` is an async function, started on the service's loop once it listens
@@ -95,8 +117,11 @@ class Service:
         self,
         name: str,
         *,
-        app: ASGIApp,
-        port: int,
+        app: ASGIApp | None = None,
+        wsgi: WSGIApp | None = None,
+        main: Callable[[Event], Any] | None = None,
+        port: int | None = None,
+        threads: int = 10,
         ooda: OodaLoop[Any, Any, Any] | None = None,
         limits: Limits | None = None,
         drain_s: float = 10.0,
@@ -104,15 +129,30 @@ class Service:
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DeclarationError(f"cannot name a service {name!r}: letters, digits, '_', '.' and '-', at most 64")
-        if not callable(app):
-            raise DeclarationError(f"cannot serve {app!r} as {name}: app must be an ASGI application")
-        if not 0 <= port <= 65535:
+        given = {"app": app, "wsgi": wsgi, "main": main}
+        wanted = [what for what, value in given.items() if value is not None]
+        if len(wanted) != 1:
+            raise DeclarationError(f"cannot declare {name} with {' and '.join(wanted) or 'nothing'}: {_ONE_OF}")
+        if not callable(given[wanted[0]]):
+            raise DeclarationError(f"cannot serve {given[wanted[0]]!r} as {name}: {_ONE_OF}")
+        if port is None and main is None:
+            raise DeclarationError(f"cannot serve {name} without a port: 0 lets the system choose")
+        if port is not None and not 0 <= port <= 65535:
             raise DeclarationError(f"cannot listen on port {port} for {name}: it must be 0 to 65535")
+        if not 1 <= threads <= 1000:
+            raise DeclarationError(f"cannot serve {name} on {threads} threads: it must be 1 to 1000")
         if not 0 < drain_s <= 3600:
             raise DeclarationError(f"cannot drain {name} for {drain_s} s: it must be over 0 and at most 3600")
         self.name = name
         self.app = app
-        self.port = port
+        self.wsgi = wsgi
+        self.main = main
+        self.threads = threads
+        self.port = port or 0
+        self.has_address = main is None
+        """Whether its own server's address is the one that it is reached at."""
+        self.address: str | None = None
+        """The one that it is reached at, if not."""
         self.ooda: OodaLoop[Any, Any, Any] = ooda if ooda is not None else OodaLoop()
         self.limits = limits if limits is not None else Limits()
         try:
@@ -124,6 +164,8 @@ class Service:
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
         self.shed_function: Callable[[str], Any] | None = None
+        self.ready_function: Callable[[], Awaitable[str | None]] | None = None
+        self.drain_function: Callable[[float], Awaitable[None]] | None = None
         self.identity: Identity | None = None
         """Who this process is; set by ``run`` before anything of the service starts."""
 
@@ -164,6 +206,32 @@ class Service:
         """
         self.shed_function = function
         return function
+
+    def ready(self, function: ReadyFunction) -> ReadyFunction:
+        """Decorate an async function that says why the service is not ready yet, or None once it is.
+
+        It is asked again and again, from when the server listens; until it returns None
+        nobody is told that the service is ready.
+        """
+        self.ready_function = function
+        return function
+
+    def drain(self, function: DrainFunction) -> DrainFunction:
+        """Decorate an async function that finishes the service's own work once it is told to end.
+
+        It is called with the seconds that there are, beside the server finishing its
+        requests, and before the background task is cancelled.
+        """
+        self.drain_function = function
+        return function
+
+    def confine(self, backstops: Backstops, lock_fd: int) -> list[str]:
+        """Have the operating system hold the backstops; what it does not permit, in words.
+
+        Called before anything of the service starts. ``lock_fd`` is the instance's lock,
+        for whoever else has to end before the next incarnation may begin.
+        """
+        return apply(backstops, os.getpid())
 
     def metrics(self, function: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[str, float]]:
         """Decorate the function that returns the service's own numbers, called once a second; it must be quick."""

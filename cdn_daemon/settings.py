@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 from bus.messages import Limits, OodaMode
+from cdn_daemon.backstops import BackstopError, Backstops, read_backstops
 from cdn_daemon.claim import Orphans
 from cdn_daemon.limits import DIMENSIONS, LimitError, check_limits, merge, parse_band
 from cdn_daemon.service import Service
@@ -37,6 +37,8 @@ class Settings:
     """CDN_OODA"""
     orphans: Orphans
     """CDN_ORPHANS"""
+    backstops: Backstops
+    """CDN_RLIMIT_DATA and so on, see backstops.py"""
 
 
 def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
@@ -48,6 +50,7 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
         drain_s=number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
         limits=_limits(service.limits, environ),
         ooda_mode=OodaMode(_word(environ, "CDN_OODA", "on", tuple(OodaMode))),
+        backstops=_backstops(environ),
         orphans="adopt" if _word(environ, "CDN_ORPHANS", "replace", get_args(Orphans)) == "adopt" else "replace",
     )
 
@@ -63,6 +66,13 @@ def _limits(declared: Limits, environ: Mapping[str, str]) -> Limits:
             except LimitError as error:
                 raise SettingError(f"cannot use {key}={text}: {error}") from error
     return limits
+
+
+def _backstops(environ: Mapping[str, str]) -> Backstops:
+    try:
+        return read_backstops(environ)
+    except BackstopError as error:
+        raise SettingError(str(error)) from error
 
 
 def number(environ: Mapping[str, str], key: str, default: float, least: float, most: float) -> float:
@@ -88,6 +98,8 @@ def _word(environ: Mapping[str, str], key: str, default: str, words: tuple[str, 
 
 def _host(environ: Mapping[str, str]) -> str:
     text = environ.get("CDN_HOST") or "127.0.0.1"
+    import ipaddress  # here, as few set CDN_HOST: 2 ms of every start
+
     try:
         address = ipaddress.ip_address(text)
     except ValueError as error:

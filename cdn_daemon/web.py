@@ -171,6 +171,22 @@ class ServiceApp:
     }
 
 
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of a service that has none."""
+    match scope["type"]:
+        case "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        case "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        case _:
+            body = error_body(404, "cannot find this path", value=scope["path"][:200], next="/livez, /readyz, /metrics")
+            await _answer(scope, send, 404, body)
+
+
 def _same_site(scope: Scope) -> bool:
     """Whether no browser sends this on behalf of another site's page."""
     headers = dict(scope["headers"])

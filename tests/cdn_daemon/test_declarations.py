@@ -26,7 +26,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     [
         ({"name": "a/b"}, "cannot name a service 'a/b'"),
         ({"name": ""}, "cannot name a service ''"),
-        ({"app": None}, "app must be an ASGI application"),
+        ({"app": None}, "cannot declare web with nothing: it must be one of an ASGI application"),
+        ({"app": 3}, r"cannot serve 3 as web: it must be one of"),
+        ({"wsgi": print}, r"cannot declare web with app and wsgi: it must be one of"),
+        ({"app": None, "main": "loop"}, "cannot serve 'loop' as web"),
+        ({"port": None}, "cannot serve web without a port: 0 lets the system choose"),
+        ({"app": None, "wsgi": print, "threads": 0}, "web on 0 threads: it must be 1 to 1000"),
         ({"port": 70000}, "port 70000 for web: it must be 0 to 65535"),
         ({"drain_s": 0}, "drain web for 0 s"),
     ],
@@ -64,6 +69,7 @@ def test_wrong_checks() -> None:
         ({"CDN_HOST": "0.0.0.0"}, "no loopback address.*CDN_ALLOW_PUBLIC=yes"),
         ({"CDN_ALLOW_PUBLIC": "perhaps"}, "CDN_ALLOW_PUBLIC=perhaps: it must be yes or no"),
         ({"CDN_ORPHANS": "kill"}, "CDN_ORPHANS=kill: it must be one of replace, adopt"),
+        ({"CDN_NICE": "nice"}, "CDN_NICE=nice: it must be a whole number from -20 to 19"),
     ],
 )
 def test_wrong_settings(environ: dict[str, str], text: str) -> None:
