@@ -39,17 +39,28 @@ def _signal(_: click.Context, __: click.Parameter, value: str) -> signal.Signals
 _SECONDS = click.FloatRange(min=0.0, min_open=True, max=3600.0)
 
 
-@click.command(context_settings={"allow_interspersed_args": False}, epilog=_EPILOG)
-@click.option("--name", help="Its name in the fleet; the file name of COMMAND by default.")
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="[OPTIONS] --",
+    epilog=_EPILOG,
+)
+@click.option("--name", metavar="NAME", help="Its name in the fleet; the file name of COMMAND by default.")
 @click.option("--http", metavar="URL", help="Well while GET URL has a status of 200 to 399.")
 @click.option("--tcp", metavar="HOST:PORT", help="Well while it takes connections there.")
 @click.option(
     "--exec", "command_line", metavar="CMD", help="Well while CMD ends with 0; split as by a shell, run without."
 )
-@click.option("--period", type=_SECONDS, default=5.0, show_default=True, help="Seconds between probes.")
-@click.option("--timeout", type=_SECONDS, default=1.0, show_default=True, help="Seconds that a probe may take.")
+@click.option("--period", type=_SECONDS, metavar="S", default=5.0, show_default=True, help="Seconds between probes.")
 @click.option(
-    "--threshold", type=click.IntRange(1, 1000), default=3, show_default=True, help="Failures in a row: unhealthy."
+    "--timeout", type=_SECONDS, metavar="S", default=1.0, show_default=True, help="Seconds that a probe may take."
+)
+@click.option(
+    "--threshold",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Failures in a row: unhealthy.",
 )
 @click.option(
     "--limit",
@@ -58,12 +69,20 @@ _SECONDS = click.FloatRange(min=0.0, min_open=True, max=3600.0)
     metavar="NAME=SOFT[:HARD[:S]]",
     help="Limit of rss_bytes, cpu_cores, fds, threads or children over its whole tree, such as rss_bytes=512m:768m:10.",
 )
-@click.option("--stop-signal", default="TERM", callback=_signal, show_default=True, help="What tells it to end.")
-@click.option("--drain", type=_SECONDS, default=10.0, show_default=True, help="Seconds from there to SIGKILL.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="For cdn-run's own /livez, /readyz and /metrics."
+    "--stop-signal", default="TERM", metavar="SIGNAL", callback=_signal, show_default=True, help="What tells it to end."
 )
-@click.argument("command", nargs=-1, required=True)
+@click.option(
+    "--drain", type=_SECONDS, metavar="S", default=10.0, show_default=True, help="Seconds from there to SIGKILL."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    default=0,
+    help="For cdn-run's own /livez, /readyz and /metrics.",
+)
+@click.argument("command", nargs=-1, required=True, metavar="COMMAND [ARGUMENT]...")
 def main(
     name: str | None,
     http: str | None,
