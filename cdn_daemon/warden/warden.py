@@ -185,6 +185,8 @@ class Warden:
     @guarded(None)
     def _note_stops(self, now_s: float) -> None:
         self._watch.stopped(self._table.programs.values(), now_s)
+        if self._watch.has_suspects and self._waker is not None:
+            self._waker.every(BUSY_TICK_S)
 
     @guarded(None)
     def _hear(self) -> None:

@@ -30,6 +30,7 @@ class Watch:
         """How often a silence over the limit was excused."""
         self.late_ticks = 0
         self.has_suspects = False
+        """Somebody is under observation, so that looking more often helps; not so if nearly all are."""
 
     def stopped(self, programs: Iterable[Program], now_s: float) -> None:
         """Note which children a signal has stopped, as the kernel reports it with SIGCHLD."""
@@ -43,6 +44,7 @@ class Watch:
             for program in programs:
                 if program.now is not None and program.now.pid == report.si_pid:
                     program.now.stopped_since_s = now_s
+                    self.has_suspects = True
 
     def excuse(self, programs: Iterable[Program], late_s: float, now_s: float) -> None:
         """Charge nobody for what was not looked at; late_s over a second starts all windows anew."""
@@ -83,10 +85,10 @@ class Watch:
                 )
             )
         convicted: list[Verdict] = []
-        self.has_suspects = False
+        suspects = sum(each.evidence is not None or each.stopped_since_s is not None for each in watched)
+        self.has_suspects = 0 < suspects <= _MAX_SAMPLED
         for verdict in judge(now_s, Observations(tuple(watched), late_s, held=now_s < self.held_until_s)):
             life = lives[verdict.name]
-            self.has_suspects = True
             if verdict.finding is Finding.SUSPECT and life.suspected is None:
                 life.suspected = procfs.sample(life.main_pid or life.pid or 0, now_s)
             elif verdict.finding is Finding.SPARED:
