@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from bus.messages import Band, HealthStatus, Limits, Vitals
+from bus.messages import Band, HealthStatus, Limits
 from cdn_daemon.health import HealthMonitor
 from cdn_daemon.limits import LimitKeeper, Rung, bands, merge
 from cdn_daemon.long_calls import LONG_CALLS
@@ -58,11 +58,12 @@ class Guard:
         self.keeper = LimitKeeper(with_defaults(limits))
         self.pulse: Pulse | None = None
         self.ticks = TickTimes()
-        self.vitals = Vitals()
         self.reason = ""
         self._health = health
         self._shed = shed
         self._sampler = VitalsSampler(now_s)
+        self.vitals = self._sampler.vitals(loop_lag_s=None, ticks=self.ticks)
+        """As last put together, once a second."""
         self._turn = 0
         self._pulsed_s = now_s - PULSE_S
         self._replace = False

@@ -35,7 +35,7 @@ ATLAS = ("-m", "services.atlas")
 TINY = ("-m", "tests.cdn_daemon.tiny")
 FLEET = {
     "atlas": {"command": "python -m services.atlas"},
-    "tiny": {"command": "python -m tests.cdn_daemon.tiny"},
+    "tiny": {"command": "python -m tests.cdn_daemon.tiny", "type": "notify", "watchdog_s": "0.6"},
 }
 
 
