@@ -108,6 +108,7 @@ class _Keeper:
         self._pid = 0
         self._go = self._failure = -1
         self._probe_pid, self._probe_number, self._probe_output = 0, "", -1
+        self._probe_next = ""
         self._held: list[int] = []
         """The instance's lock: held for as long as something of it may live, so that its successor waits."""
 
@@ -206,7 +207,7 @@ class _Keeper:
 
     def _start_probe(self, number: str) -> None:
         if self._probe_pid:
-            self._say(f"probed {number} {1 << 8} the last one, which was killed, does not end")
+            self._probe_next = number  # once the last one, which has been killed, is gone
             return
         output, nothing = os.memfd_create("probe"), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         keeper = os.getpid()
@@ -235,6 +236,9 @@ class _Keeper:
                 os.close(self._probe_output)
                 self._probe_pid = 0
                 self._say(f"probed {self._probe_number} {status} {' '.join(text.split())}")
+                if self._probe_next:
+                    number, self._probe_next = self._probe_next, ""
+                    self._start_probe(number)
 
 
 def _send_group(pid: int) -> None:

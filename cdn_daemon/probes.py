@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
-Probe = Callable[[], Awaitable[str | None]]
+Probe = Callable[[], Coroutine[Any, Any, str | None]]
 
 _STATUS_LINE_BYTES = 1024
 
@@ -61,8 +62,10 @@ class Http:
             head = f"GET {self.path} HTTP/1.1\r\nHost: {_bracketed(self.host)}:{self.port}\r\n"
             writer.write(f"{head}User-Agent: cdn-run\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode())
             words = (await reader.readline()).split(maxsplit=2)
-        except (OSError, ValueError) as error:  # ValueError: a line without end
+        except OSError as error:
             return f"GET {self.address}{self.path}: {_why(error)}"
+        except ValueError:  # over the reader's limit
+            return f"GET {self.address}{self.path}: a status line of over {_STATUS_LINE_BYTES} bytes"
         finally:
             writer.transport.abort()  # nothing of the body is wanted, nor waited for
         if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
@@ -125,7 +128,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+def _why(error: OSError) -> str:
+    if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
