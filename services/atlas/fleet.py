@@ -91,6 +91,8 @@ class Fleet:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.nodes: dict[str, Node] = {}
+        self._rows: dict[str, tuple[Node, ProcessRow]] | None = None
+        """Made from the nodes when it is asked for, and kept until they change."""
 
     # -- messages in --------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Fleet:
             if not is_newer((old.incarnation, old.seq, held.heard_s), (status.incarnation, status.seq), now_s):
                 raise Refused("old", f"{status.host} #{status.incarnation} seq {status.seq} is not news")
         self.nodes[status.host] = Node(status, now_s)
+        self._rows = None
         before = {row.name: row for row in held.status.processes} if held is not None else {}
         return [
             Happening(instance_of(row), "state", _state_text(row), status.host)
@@ -141,6 +144,7 @@ class Fleet:
             silent_s = now_s - node.heard_s
             if node.reachable and silent_s > UNREACHABLE_S:
                 self.nodes[host] = replace(node, reachable=False)
+                self._rows = None
                 text = f"supervisord on {host} is silent for {silent_s:.1f} s"
                 happenings.append(Happening(f"warden@{host}", "unreachable", text, host))
         return happenings
@@ -149,12 +153,17 @@ class Fleet:
         """ATLAS itself was away for late_s: silence meanwhile proves nothing."""
         self.members = {k: replace(m, heard_s=m.heard_s + late_s) for k, m in self.members.items()}
         self.nodes = {k: replace(n, heard_s=n.heard_s + late_s) for k, n in self.nodes.items()}
+        self._rows = None
 
     # -- questions ----------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, tuple[Node, ProcessRow]]:
         """Instance → the node and row of its process."""
-        return {instance_of(row): (node, row) for node in self.nodes.values() for row in node.status.processes}
+        if self._rows is None:
+            self._rows = {
+                instance_of(row): (node, row) for node in self.nodes.values() for row in node.status.processes
+            }
+        return self._rows
 
     def views(self, now_s: float) -> tuple[ServiceView, ...]:
         """Every instance known, in order of name."""
