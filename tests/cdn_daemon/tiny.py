@@ -72,9 +72,9 @@ async def start_threads(request: Request) -> Response:
 
 
 async def start_child(request: Request) -> Response:
-    """Starts a child that takes ?mb= megabytes."""
-    code = f"x = bytearray(b'x') * ({int(request.query_params['mb'])} << 20); import time; time.sleep(3600)"
-    HOARD.append(subprocess.Popen([sys.executable, "-c", code]))
+    """Starts a child that takes ?mb= megabytes, and ends when this process has."""
+    code = f"x = bytearray(b'x') * ({int(request.query_params['mb'])} << 20); import sys; sys.stdin.read()"
+    HOARD.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE))
     return PlainTextResponse("started")
 
 
