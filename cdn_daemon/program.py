@@ -120,7 +120,8 @@ class Program(Service):
         self._link.setblocking(False)
         loop.add_reader(self._link.fileno(), self._hear)
         for number in FORWARDED:
-            loop.add_signal_handler(number, self._forward, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which the program is under too
+                loop.add_signal_handler(number, self._forward, number)
         self._tell("go")
         try:
             wait_status = await asyncio.shield(self._ended)
@@ -174,7 +175,7 @@ class Program(Service):
         self._tell(f"signal {int(number)}")
 
     def _forward(self, number: signal.Signals) -> None:
-        log.info("passing on %s", number.name)
+        log.log(logging.DEBUG if number is signal.SIGWINCH else logging.INFO, "passing on %s", number.name)
         self._signal(number)
 
     def _hear(self) -> None:

@@ -94,6 +94,22 @@ def test_signals_are_passed_on(start: Start) -> None:
     assert ready(tiny)["ready"]
 
 
+def test_an_ignored_signal_stays_ignored(run_path: Path) -> None:
+    """Under nohup, SIGHUP reaches neither cdn-run nor the program."""
+    command = ["nohup", str(BIN / "cdn-run"), "--name", "tiny", "--", "sh", "-c", PATIENT]
+    with subprocess.Popen(
+        command, env=environment(run_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"program is ")
+        os.kill(process.pid, signal.SIGHUP)
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.stdout.readline() == b"told USR1\n"
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.stdout.read() == b"told TERM\n"
+    assert process.returncode == 0
+
+
 def test_at_the_deadline_the_whole_tree_is_killed(start: Start) -> None:
     """What ignores its signal, and what it has started, do not outlive the drain; it still ends with 0."""
     tiny = start("--drain", "0.5", "--", "sh", "-c", STUBBORN)
