@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import psutil
-
 T = TypeVar("T")
 
 _FACTORS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -38,11 +36,8 @@ _RLIMITS = {
     "CDN_RLIMIT_CORE": (resource.RLIMIT_CORE, 0, "bytes, such as 0 or 100m, or infinity"),
 }
 """Resource, least value, what it may be."""
-_IO_CLASSES = {
-    "idle": psutil.IOPRIO_CLASS_IDLE,
-    "best-effort": psutil.IOPRIO_CLASS_BE,
-    "realtime": psutil.IOPRIO_CLASS_RT,
-}
+_IO_CLASSES = {"idle": "IOPRIO_CLASS_IDLE", "best-effort": "IOPRIO_CLASS_BE", "realtime": "IOPRIO_CLASS_RT"}
+"""By psutil's names."""
 _CPUS_MOST = 4096
 
 
@@ -124,6 +119,10 @@ def _parse_cpus(text: str) -> tuple[int, ...]:
 
 def apply(backstops: Backstops, pid: int) -> list[str]:
     """Set them for a process of one's own; returns what the host does not permit, in words."""
+    if backstops == Backstops():
+        return []
+    import psutil  # here, as most services set none
+
     process = psutil.Process(pid)
     problems: list[str] = []
 
@@ -140,7 +139,7 @@ def apply(backstops: Backstops, pid: int) -> list[str]:
     if (nice := backstops.nice) is not None:
         attempt(f"CDN_NICE={nice}", lambda: process.nice(nice))
     if (ionice := backstops.ionice) is not None:
-        attempt(f"CDN_IONICE={ionice[0]}", lambda: process.ionice(_IO_CLASSES[ionice[0]], ionice[1]))
+        attempt(f"CDN_IONICE={ionice[0]}", lambda: process.ionice(getattr(psutil, _IO_CLASSES[ionice[0]]), ionice[1]))
     if backstops.cpus:
         attempt(f"CDN_CPUS={','.join(map(str, backstops.cpus))}", lambda: process.cpu_affinity(list(backstops.cpus)))
     return problems

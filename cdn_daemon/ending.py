@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import resource
@@ -23,6 +22,8 @@ def end_as(wait_status: int) -> NoReturn:
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    import ctypes  # here, as hardly any process ends so
+
     # signal.signal() is for the main thread only, and this may be the daemon's.
     ctypes.CDLL(None).signal(number, None)
     os.kill(os.getpid(), number)
