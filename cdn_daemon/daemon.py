@@ -8,14 +8,12 @@ Whatever may block (checks, act, undo) runs elsewhere and is only collected here
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import select
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as ThreadEvent
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -39,12 +37,13 @@ from bus.messages import (
     SetLimits,
     Shutdown,
 )
+from cdn_daemon.beside import Beside, Checks, LoopWork, brief
 from cdn_daemon.guard import Demand, Guard, beyond_machine
-from cdn_daemon.health import Check, HealthMonitor
+from cdn_daemon.health import HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
 from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.notify import Notifier
-from cdn_daemon.ooda import OodaLoop, Work
+from cdn_daemon.ooda import OodaLoop
 from cdn_daemon.pulse import Pulse
 from cdn_daemon.service import Identity, Service, ServiceDaemon
 from cdn_daemon.web import Traffic
@@ -92,13 +91,12 @@ class CDNDaemon(ServiceDaemon):
         self.ooda: OodaLoop[Any, Any, Any] = service.ooda
         self.health_monitor = HealthMonitor(service.checks)
         self.lifecycle = LifecycleManager(drain_s=(drain_s or service.drain_s) + DRAIN_SLACK_S)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._address: str | None = None
         self._posted: deque[LifecycleEvent] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cdn-work")
-        self._checking: dict[str, Future[Any]] = {}
-        self._working: Future[None] | None = None
+        self._beside = Beside()
+        self._checks = Checks(self.health_monitor, self._beside)
+        self._loop_work = LoopWork(self.ooda, self._beside)
         self._asked: list[Command] = []
         """HealthChecks that wait for their results."""
         self._outcomes: OrderedDict[str, Outcome | Accepted] = OrderedDict()
@@ -109,8 +107,6 @@ class CDNDaemon(ServiceDaemon):
         self._seq = 0
         self._published_key: tuple[object, ...] = ()
         self._turn = 0
-        self._health_s = 0.0
-        """When there is something to look at in the checks."""
         self._greets = False
         self._bus_stirred = True
         """Whether something may have come: a descriptor said so, or a send has swallowed its edge."""
@@ -125,7 +121,7 @@ class CDNDaemon(ServiceDaemon):
 
     def attach(self, loop: asyncio.AbstractEventLoop, address: str | None) -> None:
         """The service's loop runs, and it will answer at this base URL, if at any. Before ``start``."""
-        self._loop = loop
+        self._beside.loop = loop
         self._guard.pulse = Pulse(loop.call_soon_threadsafe)
         self._address = address
 
@@ -193,8 +189,7 @@ class CDNDaemon(ServiceDaemon):
                 self._on(LifecycleEvent.SHUTDOWN, time.monotonic())
                 return None
             case HealthCheck():
-                self.health_monitor.all_due()
-                self._health_s = 0.0
+                self._checks.all_now()
                 self._asked.append(command)
                 return None
             case ReportStatus():
@@ -339,7 +334,7 @@ class CDNDaemon(ServiceDaemon):
             self._publisher.close(linger_s=0.2)
             self._link.close(linger_s=0.2)
             self._publisher = None
-            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._beside.close()
             self.ended.set()
         self._perform(instruction)
 
@@ -354,9 +349,9 @@ class CDNDaemon(ServiceDaemon):
         if late_s > AWAY_S:
             self._back_after(late_s, now_s)
         # Nothing is called here that has nothing to do: at ten ticks a second a call in vain costs more than its work.
-        if self._working is not None or self.ooda.is_due(now_s):
+        if self._loop_work.is_due(now_s):
             self._step_ooda(now_s)
-        if self._checking or now_s >= self._health_s:
+        if self._checks.is_due(now_s):
             self._check_health(now_s)
         if self._heed(self._guard.tick(now_s), now_s):
             return
@@ -385,24 +380,11 @@ class CDNDaemon(ServiceDaemon):
         self._guard.restart_windows(late_s, now_s)
 
     def _step_ooda(self, now_s: float) -> None:
-        if self._working is not None:
-            if not self._working.done():
-                return
-            error = self._working.exception()
-            self._working = None
-            self.ooda.finished(now_s, error)
-            if error is not None:
-                log.error("the loop's work failed", exc_info=error)
-        if self.lifecycle.phase is not LifecyclePhase.SERVING:
-            return
         try:
-            work = self.ooda.step(now_s)
+            self._loop_work.step(now_s, go_on=self.lifecycle.phase is LifecyclePhase.SERVING)
         except Exception as error:  # noqa: BLE001 - an author's code may raise anything
-            self._hook_failed("ooda", f"the loop's {self.ooda.current_phase()} raised {_brief(error)}", error)
+            self._hook_failed("ooda", f"the loop's {self.ooda.current_phase()} raised {brief(error)}", error)
             self.ooda.reset(now_s)
-            return
-        if work is not None:
-            self._working = self._workers.submit(_named(work))
 
     def _hook_failed(self, name: str, reason: str, error: Exception) -> None:
         """A fault of the service's own code costs its health, not the process."""
@@ -411,16 +393,7 @@ class CDNDaemon(ServiceDaemon):
         self.health_monitor.find(name, HealthStatus.DEGRADED, reason)
 
     def _check_health(self, now_s: float) -> None:
-        for name, future in list(self._checking.items()):
-            if future.done():
-                del self._checking[name]
-                self.health_monitor.finished(name, _failure(future))
-        if self.lifecycle.phase is LifecyclePhase.SERVING:
-            for check in self.health_monitor.due(now_s):
-                self.health_monitor.started(check.name, now_s)
-                self._checking[check.name] = self._launch(check)
-        self.health_monitor.tick(now_s)
-        self._health_s = self.health_monitor.next_s()
+        self._checks.run(now_s, start=self.lifecycle.phase is LifecyclePhase.SERVING)
         if self._asked and not self.health_monitor.running():
             status = self.report()
             asked, self._asked = self._asked, []
@@ -429,12 +402,6 @@ class CDNDaemon(ServiceDaemon):
                 self._outcomes[command.id] = outcome
                 assert self._link is not None
                 self._link.send(outcome)
-
-    def _launch(self, check: Check) -> Future[Any]:
-        if not check.is_async:
-            return self._workers.submit(check.function)
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(check.function(), self._loop)
 
     def _heed(self, demand: Demand | None, now_s: float) -> bool:
         """Do what the guard demands; True if the process is to be replaced, so that there is nothing else to do."""
@@ -458,12 +425,7 @@ class CDNDaemon(ServiceDaemon):
         if shed is None:
             return
         log.info("asking the service to shed %s", dimension)
-        if inspect.iscoroutinefunction(shed):
-            assert self._loop is not None
-            future: Future[Any] = asyncio.run_coroutine_threadsafe(shed(dimension), self._loop)
-        else:
-            future = self._workers.submit(shed, dimension)
-        future.add_done_callback(_log_failure)
+        self._beside.start_and_forget("the service's shed", shed, dimension)
 
     def _measure(self) -> None:
         if self._service.measure is None:
@@ -472,7 +434,7 @@ class CDNDaemon(ServiceDaemon):
             self._values = {str(name): float(value) for name, value in self._service.measure().items()}
             self.health_monitor.clear("metrics")
         except Exception as error:  # noqa: BLE001 - an author's code may raise anything
-            self._hook_failed("metrics", f"the service's metrics raised {_brief(error)}", error)
+            self._hook_failed("metrics", f"the service's metrics raised {brief(error)}", error)
 
     def _greet(self) -> None:
         mine = self._identity
@@ -492,31 +454,3 @@ class CDNDaemon(ServiceDaemon):
         if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 3, 1.0) - TICK_S / 2:
             self._fed_s = now_s
             self._notifier.send(WATCHDOG=1)
-
-
-def _named(work: Work) -> Callable[[], None]:
-    def run() -> None:
-        log.info("loop: %s", work.name)
-        work.run()
-
-    return run
-
-
-def _log_failure(future: Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("the service's shed failed", exc_info=error)
-
-
-def _failure(future: Future[Any]) -> str | None:
-    """Why a finished check failed; None if it passed. It passes by returning None or True."""
-    if future.cancelled():
-        return "cancelled"
-    error = future.exception()
-    if error is not None:
-        return _brief(error)
-    answer = future.result()
-    return None if answer is None or answer is True else str(answer or "said no")
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
