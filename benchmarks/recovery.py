@@ -5,7 +5,7 @@
 crash     SIGKILL → the replacement answers, for one tiny service: bare, under stock supervisord, under runit
           (if runsv is on PATH), and under supervisord with the warden; all in this run, in turn
 hang      a service of this project: fault → the replacement answers, for SIGSTOP, a held GIL and a blocked loop
-start     fifty independent services: first spawn → the last one answers
+start     fifty independent services: launch → the last one answers; also under circus, if circusd is on PATH
 idle      CPU that supervisord uses with 200 idle programs, stock and with the warden
 overload  8 × cores busy processes beside beating services: how many were killed
 
@@ -225,7 +225,10 @@ def bench_hang(runs: int) -> None:
         for name, inject in faults.items():
             seconds = []
             for _ in range(runs):
-                with short_dir() as run_dir, Supervisord(run_dir, {"web": program}, env={"CDN_LIMIT_LOOP_LAG_S": "0.5:1"}) as fleet:
+                with (
+                    short_dir() as run_dir,
+                    Supervisord(run_dir, {"web": program}, env={"CDN_LIMIT_LOOP_LAG_S": "0.5:1"}) as fleet,
+                ):
                     until(lambda fleet=fleet: fleet.states()["web"] == "RUNNING", what="ready")  # type: ignore[misc]
                     time.sleep(1.0)
                     victim = fleet.pid("web")
@@ -244,36 +247,57 @@ def bench_hang(runs: int) -> None:
 
 def bench_start(runs: int, many: int = 50) -> None:
     """Fifty services at once."""
-    print(f"start: {many} independent services, first spawn → all answer (tiny stdlib service)")
-    with short_dir() as directory:
-        tiny = directory / "tiny.py"
-        tiny.write_text(TINY)
-        results: dict[str, list[float]] = {"Popen": [], "supervisord, stock": [], "supervisord with the warden": []}
-        for _ in range(runs):
-            ports = [free_port() for _ in range(many)]
-            commands = [[sys.executable, "-S", "-E", str(tiny), str(port)] for port in ports]
-            since_s = time.perf_counter()
-            processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-            results["Popen"].append(max(time_until_answering(port, since_s) for port in ports))
-            for process in processes:
-                process.kill()
-                process.wait()
-            for name, warden in (("supervisord, stock", False), ("supervisord with the warden", True)):
-                programs = {
-                    f"p{port}": {"command": " ".join(command)} | ({"type": "notify"} if warden else {})
-                    for port, command in zip(ports, commands, strict=True)
+    print(f"start: {many} independent services, launch → all answer (tiny stdlib service)")
+    ways: dict[str, Callable[[Path, dict[int, list[str]]], int]] = {
+        "Popen": _start_bare,
+        "supervisord, stock": lambda directory, commands: _start_supervisord(directory, commands, warden=False),
+        "supervisord with the warden": lambda directory, commands: _start_supervisord(directory, commands, warden=True),
+    }
+    if shutil.which("circusd"):
+        ways["circus"] = _start_circus
+    results: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(runs):
+        for name, start in ways.items():
+            with short_dir() as directory:
+                tiny = directory / "tiny.py"
+                tiny.write_text(TINY)
+                # Not free_port(): its ports may be taken by our own probes by the time that they are bound.
+                first = 20000 + (turn * len(ways) + list(ways).index(name)) * many % 10000
+                commands = {
+                    port: [sys.executable, "-S", "-E", str(tiny), str(port)] for port in range(first, first + many)
                 }
-                with short_dir() as run_dir:
-                    fleet = Supervisord(run_dir, programs, warden=warden)
-                    since_s = time.perf_counter()
-                    try:
-                        fleet.start()
-                        results[name].append(max(time_until_answering(port, since_s) for port in ports))
-                    finally:
-                        fleet.stop()
-        for name, seconds in results.items():
-            print(row(name, seconds))
-    print("  (supervisord's own start, about 0.2 s, is included)\n")
+                since_s = time.perf_counter()
+                pid = start(directory, commands)
+                results[name].append(max(time_until_answering(port, since_s) for port in commands))
+                kill_tree(pid)
+    for name, seconds in results.items():
+        print(row(name, seconds))
+    print()
+
+
+def _start_bare(directory: Path, commands: dict[int, list[str]]) -> int:
+    """One process that starts them all and waits."""
+    each = list(commands.values())
+    code = f"import subprocess\nfor process in [subprocess.Popen(command) for command in {each!r}]: process.wait()"
+    return subprocess.Popen([sys.executable, "-S", "-E", "-c", code]).pid
+
+
+def _start_supervisord(directory: Path, commands: dict[int, list[str]], *, warden: bool) -> int:
+    programs = {
+        f"p{port}": {"command": " ".join(command)} | ({"type": "notify"} if warden else {})
+        for port, command in commands.items()
+    }
+    fleet = Supervisord(directory, programs, warden=warden)
+    command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(fleet.conf)]
+    return subprocess.Popen(command, env=fleet.env, cwd=directory, stdout=subprocess.DEVNULL).pid
+
+
+def _start_circus(directory: Path, commands: dict[int, list[str]]) -> int:
+    conf = directory / "circus.ini"
+    head = f"[circus]\nendpoint=ipc://{directory}/e\npubsub_endpoint=ipc://{directory}/p\n"
+    conf.write_text(head + "".join(f"[watcher:p{port}]\ncmd={' '.join(each)}\n" for port, each in commands.items()))
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(["circusd", str(conf)], stdout=quiet, stderr=quiet).pid
 
 
 def bench_idle(seconds: float = 20.0, many: int = 200) -> None:
@@ -330,7 +354,7 @@ def main() -> None:
     if "hang" in told.only:
         bench_hang(told.runs)
     if "start" in told.only:
-        bench_start(max(1, told.runs // 3))
+        bench_start(max(1, told.runs // 2))
     if "idle" in told.only:
         bench_idle()
     if "overload" in told.only:

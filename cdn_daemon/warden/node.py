@@ -7,10 +7,7 @@ nothing here waits.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 
 from bus.commands import AgentLink
 from bus.endpoints import RunDir
@@ -22,7 +19,6 @@ from bus.messages import (
     NodeStatus,
     Outcome,
     OutcomeKind,
-    ProcessRow,
     RestartProcess,
     SignalProcess,
     StartProcess,
@@ -39,19 +35,6 @@ _GOALS = {
 }
 
 
-def next_incarnation(state: Path) -> int:
-    """Count supervisord's starts in its run directory; 1 is the first."""
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    counter = state / "incarnation"
-    before = 0
-    with suppress(OSError, ValueError):  # there is none yet, or it was cut short: counting begins anew
-        before = int(counter.read_text())
-    fresh = state / "incarnation.new"
-    fresh.write_text(f"{before + 1}\n")
-    fresh.replace(counter)
-    return before + 1
-
-
 class Node:
     """This host's warden on the bus. Make it after daemonising: ZeroMQ's thread does not survive a fork."""
 
@@ -59,6 +42,8 @@ class Node:
         self,
         run_dir: RunDir,
         host: str,
+        incarnation: int,
+        *,
         act: Callable[[str, Goal, str], str | None],
         signal: Callable[[str, int], str | None],
     ) -> None:
@@ -66,8 +51,7 @@ class Node:
         self._host = host
         self._act = act
         self._signal = signal
-        self.incarnation = next_incarnation(run_dir.state("warden"))
-        self._seq = 0
+        self.incarnation = incarnation
         self._publisher = Publisher(run_dir.telemetry)
         self._link = AgentLink(run_dir.agents)
         self._orders: dict[str, Order] = {}
@@ -84,20 +68,10 @@ class Node:
         self._publisher.close(linger_s=0.2)
         self._link.close(linger_s=0.2)
 
-    def status(self, rows: tuple[ProcessRow, ...], counts: Mapping[str, int], last_error: str) -> NodeStatus:
-        """The table as of now, with the next seq."""
-        self._seq += 1
-        return NodeStatus(
-            host=self._host,
-            incarnation=self.incarnation,
-            seq=self._seq,
-            pid=os.getpid(),
-            time_s=time.time(),
-            monotonic_s=time.monotonic(),
-            processes=rows,
-            counts={**counts, **{f"frames_{cause}": many for cause, many in self._link.dropped.items()}},
-            last_error=last_error,
-        )
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Frames that were no commands, by cause."""
+        return self._link.dropped
 
     def publish(self, status: NodeStatus) -> None:
         """Send the table; FrameError if it is too large for a frame."""

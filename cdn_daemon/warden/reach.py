@@ -31,11 +31,8 @@ from bus.messages import ProcessState
 
 SUPPORTED = ((4, 2), (4, 3))
 
-Process = Any
-"""A supervisor.process.Subprocess."""
-
-Supervisord = Any
-"""A supervisor.supervisord.Supervisor."""
+Process = Any  # a supervisor.process.Subprocess
+Supervisord = Any  # a supervisor.supervisord.Supervisor
 
 
 class UnsupportedVersion(Exception):
@@ -99,6 +96,8 @@ class _Warded:
 
     def spawn(self) -> int | None:
         """supervisor's own entry, also taken by an operator's start."""
+        if self.pid:  # one that is still stopping, say: stock logs that, and does nothing
+            return super().spawn()  # type: ignore[misc,no-any-return]
         if self.keeper.may_spawn(self):
             return self._spawn()
         self.spawnerr = None
@@ -144,8 +143,7 @@ class _Warded:
         if self.state == ProcessStates.STARTING and not self.pid:
             self.change_state(ProcessStates.STOPPED)
             return None
-        answer: str | None = super().kill(sig)  # type: ignore[misc]
-        return answer
+        return super().kill(sig)  # type: ignore[misc,no-any-return]
 
     def change_state(self, new_state: int, expected: bool = True) -> bool:
         old_state = self.state
@@ -193,11 +191,6 @@ def processes(supervisord: Supervisord) -> Iterator[Process]:
         yield from group.processes.values()
 
 
-def group_processes(supervisord: Supervisord, group: str) -> list[Process]:
-    """The process objects of one group."""
-    return list(supervisord.process_groups[group].processes.values())
-
-
 def full_name(process: Process) -> str:
     """supervisor's name of it: ``program``, or ``group:process`` where they differ."""
     group = process.group.config.name if process.group is not None else process.config.name
@@ -210,7 +203,7 @@ def state(process: Process) -> ProcessState:
 
 
 def is_stopped(process: Process) -> bool:
-    """Whether it is in one of the states that need nothing done before supervisord may end."""
+    """Whether supervisord may end without doing anything about it."""
     return process.state in STOPPED_STATES
 
 
@@ -234,7 +227,7 @@ def priority(process: Process) -> int:
 
 
 def stop_wait_s(process: Process) -> float:
-    """How long it may take to end once it is told to."""
+    """Its grace to end once it is told to."""
     return float(process.config.stopwaitsecs)
 
 
@@ -305,20 +298,18 @@ def set_exited(process: Process) -> None:
 
 
 def start(process: Process) -> None:
-    """Start it, as an operator's ``supervisorctl start`` does."""
+    """Start it, as ``supervisorctl start`` does."""
     process.spawn()
 
 
 def stop(process: Process) -> str | None:
-    """Tell it to end, as an operator's ``supervisorctl stop`` does; a text if that was not possible."""
-    answer: str | None = process.stop()
-    return answer
+    """Tell it to end, as ``supervisorctl stop`` does; a text if that was not possible."""
+    return process.stop()  # type: ignore[no-any-return]
 
 
 def send_signal(process: Process, number: int) -> str | None:
     """Send it a signal that is not meant to end it; a text if that was not possible."""
-    answer: str | None = process.signal(number)
-    return answer
+    return process.signal(number)  # type: ignore[no-any-return]
 
 
 def subscribe(kind: str, callback: Callable[[Any], None]) -> None:

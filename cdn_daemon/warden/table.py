@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from bus.messages import ProcessRow, ProcessState
 from cdn_daemon.warden import depends, reach
@@ -101,3 +103,16 @@ class Table:
         self.processes[name] = process
         process.program = program
         return program
+
+
+def next_incarnation(state: Path) -> int:
+    """Count supervisord's starts in its run directory; 1 is the first."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    counter = state / "incarnation"
+    before = 0
+    with suppress(OSError, ValueError):  # there is none yet, or it was cut short: counting begins anew
+        before = int(counter.read_text())
+    fresh = state / "incarnation.new"
+    fresh.write_text(f"{before + 1}\n")
+    fresh.replace(counter)
+    return before + 1

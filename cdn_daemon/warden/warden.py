@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.endpoints import RunDir, host_name, prepare
 from bus.messages import NodeStatus, ProcessState
@@ -21,15 +22,17 @@ from cdn_daemon.warden.boundary import Boundary, guarded
 from cdn_daemon.warden.inbox import Inbox
 from cdn_daemon.warden.judge import LATE_S, Finding
 from cdn_daemon.warden.loop import Listener, Waker
-from cdn_daemon.warden.node import Node
 from cdn_daemon.warden.orders import Goal
 from cdn_daemon.warden.procfs import belongs_to
 from cdn_daemon.warden.program import Program
 from cdn_daemon.warden.reach import Supervisord
 from cdn_daemon.warden.restarts import Restarts
 from cdn_daemon.warden.sdnotify import Notice
-from cdn_daemon.warden.table import Table
+from cdn_daemon.warden.table import Table, next_incarnation
 from cdn_daemon.warden.watch import Watch
+
+if TYPE_CHECKING:
+    from cdn_daemon.warden.node import Node
 
 TICK_S = 0.1
 BUSY_TICK_S = 0.02
@@ -64,6 +67,8 @@ class Warden:
         self._waker: Waker | None = None
         self._inbox: Inbox | None = None
         self._node: Node | None = None
+        self._incarnation = 0
+        self._seq = 0
         self._changed = False
         self._give_back: Callable[[], None] | None = None
         self._ticked_s = 0.0
@@ -84,6 +89,7 @@ class Warden:
         self._waker = Waker(self._woken)
         reach.socket_map(self._supervisord)[self._waker.fileno()] = self._waker
         self._ticked_s = time.monotonic()
+        self._reported_s = self._ticked_s - REPORT_S + BUSY_TICK_S  # the bus is joined once programs are spawned
         self._waker.every(BUSY_TICK_S)
         reach.calm_waiting_stops(self._supervisord)
         if not self._bailiff.become_subreaper():
@@ -91,10 +97,18 @@ class Warden:
         self._inbox = Inbox(self._run_dir.path / "notify")
         for name in self._table.programs:
             self._inbox.open(name)
-        self._node = Node(self._run_dir, self._host, act=self._act, signal=self._send_signal)
-        reach.socket_map(self._supervisord)[self._node.fd] = Listener(self._node.fd, self._orders_came)
+        self._incarnation = next_incarnation(self._run_dir.state("warden"))
         many = len(self._table.programs)
-        self._logger.info(f"warden #{self._node.incarnation} of {self._host} watches {many} programs")
+        self._logger.info(f"warden #{self._incarnation} of {self._host} watches {many} programs")
+        self._waker.wake()  # stock would sleep a second before it starts anything
+
+    @guarded(None)
+    def _join_bus(self) -> None:
+        """Loading ZeroMQ takes 20 ms, in which the programs can start already."""
+        from cdn_daemon.warden.node import Node
+
+        self._node = Node(self._run_dir, self._host, self._incarnation, act=self._act, signal=self._send_signal)
+        reach.socket_map(self._supervisord)[self._node.fd] = Listener(self._node.fd, self._orders_came)
 
     def _stopping(self, _event: object) -> None:
         """supervisord ends or reloads: stop everybody, dependents first. If that fails, supervisord does it."""
@@ -129,12 +143,13 @@ class Warden:
             self._waker = None
 
     @guarded(None)
-    def _group_added(self, event: object) -> None:
-        for process in reach.group_processes(self._supervisord, getattr(event, "group", "")):
-            program = self._table.add(process)
-            reach.adopt(process, self._restarts)
-            if self._inbox is not None:
-                self._inbox.open(program.name)
+    def _group_added(self, _event: object) -> None:
+        for process in reach.processes(self._supervisord):
+            if reach.full_name(process) not in self._table.programs:
+                program = self._table.add(process)
+                reach.adopt(process, self._restarts)
+                if self._inbox is not None:
+                    self._inbox.open(program.name)
 
     @guarded(None)
     def _group_removed(self, _event: object) -> None:
@@ -180,6 +195,7 @@ class Warden:
             self._ticked_s = now_s
             self._hear()
             self._look(late_s, now_s)
+            self._orders_came()  # ZeroMQ's descriptor tells of a change only; one may be lost to our own sending
         self._tell(now_s)
 
     @guarded(None)
@@ -254,12 +270,13 @@ class Warden:
         if is_due:
             self._reported_s = now_s
             self._mend(now_s)
+            if self._node is None:
+                self._join_bus()
         if self._node is None:
             return
         self._node.advance(self._table.programs, now_s)
         if is_due:
             self._node.greet()
-            self._orders_came()
         if is_due or has_changed:
             self._node.publish(self.status())
 
@@ -278,16 +295,28 @@ class Warden:
 
     def status(self) -> NodeStatus:
         """The process table as of now; counts as one of the statuses sent."""
-        assert self._node is not None
         now_s = time.monotonic()
+        self._seq += 1
         counts = dict(self.boundary.counts)
         if self._inbox is not None:
             counts |= {f"notify_{cause}": many for cause, many in self._inbox.refused.items()}
+        if self._node is not None:
+            counts |= {f"frames_{cause}": many for cause, many in self._node.dropped.items()}
         counts |= {key: many for key, many in (("spared", self._watch.spared), ("swept", self._bailiff.swept)) if many}
         held_s = self._watch.held_until_s - now_s
         if held_s > 0:
             counts["judgement_held_s"] = int(held_s) + 1
-        return self._node.status(self._table.rows(now_s), counts, self.boundary.last_error)
+        return NodeStatus(
+            host=self._host,
+            incarnation=self._incarnation,
+            seq=self._seq,
+            pid=os.getpid(),
+            time_s=time.time(),
+            monotonic_s=now_s,
+            processes=self._table.rows(now_s),
+            counts=counts,
+            last_error=self.boundary.last_error,
+        )
 
     # -- orders -------------------------------------------------------------------------------------------
 

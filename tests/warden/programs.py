@@ -52,9 +52,11 @@ def python(directory: Path, name: str, body: str, *, notifies: bool = False) -> 
     return f"{sys.executable} {path}"
 
 
-def beating(directory: Path, name: str, body: str = "while True: time.sleep(1)", **more: str) -> dict[str, str]:
-    """A program that is watched as this project's own are."""
-    command = python(directory, name, BEATS + body, notifies=True)
+def beating(
+    directory: Path, name: str, body: str = "while True: time.sleep(1)", *, before: str = "", **more: str
+) -> dict[str, str]:
+    """A program that is watched as this project's own are; ``before`` is done before it is ready."""
+    command = python(directory, name, before + BEATS + body, notifies=True)
     return {"command": command, "type": "notify", "watchdog_s": "0.6", **more}
 
 

@@ -16,10 +16,10 @@ from cdn_daemon.warden.postmortem import PostMortem, read
 from tests.support import Supervisord, until
 from tests.warden.programs import FakeAtlas, beating
 
-HELD = "import ctypes, re\n" + (
+HOLDS = (
+    "import ctypes, re, signal\n"
     "signal.signal(signal.SIGUSR1, lambda *_: re.match('(a+)+$', 'a' * 40 + 'b'))\n"
     "signal.signal(signal.SIGUSR2, lambda *_: ctypes.PyDLL(None).sleep(1000))\n"
-    "while True: time.sleep(1)"
 )
 
 
@@ -43,7 +43,7 @@ def test_a_stopped_program_is_replaced(run_dir: Path, atlas: FakeAtlas) -> None:
 def test_a_held_interpreter_is_replaced_and_leaves_its_stacks(
     run_dir: Path, atlas: FakeAtlas, how: signal.Signals
 ) -> None:
-    with Supervisord(run_dir, {"web": beating(run_dir, "web", HELD)}):
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", before=HOLDS)}):
         pid = atlas.row("web", "RUNNING").pid or 0
         os.kill(pid, how)
         report = replaced(atlas, run_dir, "web", pid)
@@ -76,7 +76,7 @@ def test_one_that_never_beats_is_not_judged_and_one_may_ask_for_more_time(run_di
     programs = {
         "plain": {"command": "sleep 1000"},
         "patient": beating(run_dir, "patient", own_limit),
-        "web": beating(run_dir, "web", HELD),
+        "web": beating(run_dir, "web", before=HOLDS),
     }
     with Supervisord(run_dir, programs):
         plain, patient, web = (atlas.row(name, "RUNNING").pid or 0 for name in programs)
@@ -147,7 +147,7 @@ def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
 
 
 def test_judgement_can_be_held(run_dir: Path, atlas: FakeAtlas) -> None:
-    with Supervisord(run_dir, {"web": beating(run_dir, "web", HELD)}) as fleet:
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", before=HOLDS)}) as fleet:
         pid = atlas.row("web", "RUNNING").pid or 0
         rpc(fleet, "holdJudgement", 60.0)
         os.kill(pid, signal.SIGSTOP)

@@ -142,3 +142,16 @@ def test_a_graph_either_has_a_cycle_or_an_order(edges: list[list[int]]) -> None:
         for name in stopping:
             assert not any(name in graph[other] for other in up)
             del up[name]
+
+
+def test_a_start_of_what_is_still_stopping_changes_nothing(run_dir: Path, atlas: FakeAtlas) -> None:
+    with Supervisord(run_dir, {"slow": slow(run_dir, "slow")}) as fleet:
+        pid = atlas.row("slow", "RUNNING").pid
+        stopping = subprocess.Popen([str(BIN / "supervisorctl"), "-c", str(fleet.conf), "stop", "slow"], env=fleet.env)
+        row = atlas.row("slow", "STOPPING", "STOPPED")
+        fleet.ctl("start", "slow")
+        stopping.wait(timeout=30)
+        after = atlas.row("slow", "STOPPED", "RUNNING")
+        assert row.pid in (pid, None)
+        assert after.restarts <= 1
+        assert atlas.counts().get("errors", 0) == 0

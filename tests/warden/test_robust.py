@@ -217,11 +217,11 @@ def test_a_stepped_wall_clock_kills_nobody(run_dir: Path, atlas: FakeAtlas, step
     """Neither who beats, nor who drains, whom stock would kill; and a wait is no longer or shorter for it."""
     (run_dir / "sitecustomize.py").write_text(STEPPED_CLOCK)
     step = run_dir / "step"
-    drains = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(0)))\nwhile True: time.sleep(0.1)"
+    slowly = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(0)))\n"
     loop = python(run_dir, "loop", "sys.exit(3)")
     programs = {
         "beats": beating(run_dir, "beats"),
-        "drains": beating(run_dir, "drains", drains),
+        "drains": beating(run_dir, "drains", before=slowly),
         "loop": {"command": loop, "autostart": "false"},
     }
     fleet = Supervisord(run_dir, programs, env={"TEST_CLOCK_STEP": str(step)})
