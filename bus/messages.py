@@ -19,6 +19,9 @@ from msgspec import Meta, Struct, field
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$")]
 """A service, instance, host or process: one word, as it becomes part of topics, file names and URLs."""
 
+ProcessName = Annotated[str, Meta(min_length=1, max_length=256)]
+"""A process of supervisord's, in whatever words its configuration has; supervisor refuses blanks, ':' and '/'."""
+
 # -- words ---------------------------------------------------------------------------------------
 
 
@@ -151,7 +154,7 @@ class DaemonStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="dae
 class ProcessRow(Struct, frozen=True, kw_only=True):
     """One process of supervisord's table."""
 
-    name: Name
+    name: ProcessName
     """supervisor's name: ``program``, or ``group:process`` where they differ."""
     state: ProcessState
     pid: int | None = None
@@ -197,7 +200,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
     """1, 2, 3 … within one source, incarnation and topic."""
     time_s: float
     host: Name
-    instance: Name
+    instance: ProcessName
     subject_incarnation: int | None = None
     kind: str
     """One word: state, health, restart, command, unreachable, …"""
@@ -264,13 +267,13 @@ class StartProcess(
 ):
     """To a warden: have supervisord start a process; Done when it is ready."""
 
-    name: Name
+    name: ProcessName
 
 
 class StopProcess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="stop_process"):
     """To a warden: have supervisord stop a process; Done when it is gone."""
 
-    name: Name
+    name: ProcessName
 
 
 class RestartProcess(
@@ -278,7 +281,7 @@ class RestartProcess(
 ):
     """To a warden: stop the process if there is one, then start it; Done when it is ready."""
 
-    name: Name
+    name: ProcessName
 
 
 class SignalProcess(
@@ -286,7 +289,7 @@ class SignalProcess(
 ):
     """To a warden: send a signal to a process; Done when it is sent."""
 
-    name: Name
+    name: ProcessName
     signal: int
 
 
@@ -348,8 +351,8 @@ AgentMessage = Hello | Accepted | Outcome
 class ServiceView(Struct, frozen=True, kw_only=True):
     """One line of the fleet, as operators see it; the schema of ``cdnctl status --json``."""
 
-    service: Name
-    instance: Name
+    service: ProcessName
+    instance: ProcessName
     host: str | None
     state: ProcessState
     health: HealthStatus
@@ -428,7 +431,7 @@ class OrderProgress(Struct, frozen=True, kw_only=True, tag_field="type", tag="or
     """Where one command of an order stands; for people to watch."""
 
     id: str
-    name: Name
+    name: ProcessName
     text: str
 
 
@@ -436,7 +439,7 @@ class OrderOutcome(Struct, frozen=True, kw_only=True, tag_field="type", tag="ord
     """How one command of an order ended."""
 
     id: str
-    name: Name
+    name: ProcessName
     kind: OutcomeKind
     reason: str = ""
     incarnation: int | None = None

@@ -1,10 +1,10 @@
 """One copy: a process claims its instance by flock(2) before it does anything else.
 
 The lock file also counts the instance's starts, which is what an incarnation is.
-A holder whose parent has died is an orphan of a killed supervisord: the new
-process drains it and takes over (``CDN_ORPHANS=replace``), or stands by until it
-ends (``adopt``). Any other holder is a second copy's rightful first, and the
-second refuses.
+A holder whose supervisord (or without one, whose parent) has died is an orphan:
+the new process drains it and takes over (``CDN_ORPHANS=replace``), or stands by
+until it ends (``adopt``). Any other holder is a second copy's rightful first, and
+the second refuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +31,15 @@ Orphans = Literal["replace", "adopt"]
 TERM_GRACE_S = 15.0
 """From asking an orphan to end to killing it; over the longest default drain."""
 _POLL_S = 0.5
+_LEFT_POLL_S = 0.02
 
 
 class Occupied(Exception):
     """Another process is this instance."""
+
+
+class Orphaned(Exception):
+    """The supervisord that started this process has died before it could begin."""
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -57,6 +62,8 @@ class Claim:
     fd: int
     incarnation: int
     restarts: int
+    supervisor: str
+    """Which run of which supervisord made this start; empty without one."""
 
 
 def next_record(last: Record, *, pid: int, parent: int, supervisor: str) -> Record:
@@ -79,13 +86,17 @@ def claim(
     orphans: Orphans = "replace",
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Claim:
-    """Become the instance; raises Occupied if a process that is no orphan is it already.
+    """Become the instance; raises Occupied if a process that is no orphan is it already, or Orphaned.
 
-    ``waiting`` is called twice a second, with what is waited for, while an orphan is being replaced.
+    ``waiting`` is called at least twice a second, with what is waited for, while an orphan is being replaced.
     """
     fd = os.open(run_dir.lock(instance), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while not _try_lock(fd):
         holder = _read(fd)
+        if _has_ended(holder.pid):
+            waiting(f"standing by: what pid {holder.pid} of {instance} has left is being ended")
+            time.sleep(_LEFT_POLL_S)
+            continue
         if not _is_orphan(holder):
             os.close(fd)
             raise Occupied(
@@ -93,10 +104,13 @@ def claim(
                 f"stop that one first, or set CDN_RUN_DIR to another directory"
             )
         _wait_for_end(holder.pid, instance, orphans, waiting)
-    record = next_record(_read(fd), pid=os.getpid(), parent=os.getppid(), supervisor=_supervisor())
+    supervisor = supervisor_of(os.environ, os.getppid())
+    record = next_record(_read(fd), pid=os.getpid(), parent=os.getppid(), supervisor=supervisor)
     payload = msgspec.json.encode(record)
     os.pwrite(fd, payload.ljust(256), 0)
-    return Claim(fd=fd, incarnation=record.incarnation, restarts=record.incarnation - record.first)
+    return Claim(
+        fd=fd, incarnation=record.incarnation, restarts=record.incarnation - record.first, supervisor=supervisor
+    )
 
 
 def _try_lock(fd: int) -> bool:
@@ -117,26 +131,54 @@ def _read(fd: int) -> Record:
         return Record()
 
 
+def _has_ended(pid: int) -> bool:
+    """Whether a holder is no more, and its lock still with the kernel, or with the keeper that ends what it ran."""
+    if not pid:
+        return False
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], 0)[0])  # one that waits to be reaped has ended too
+    finally:
+        os.close(pidfd)
+
+
 def _is_orphan(holder: Record) -> bool:
     if not holder.pid:  # it has the lock but has not written yet: it starts this very moment
         return False
+    if holder.supervisor:
+        return not is_alive(holder.supervisor)
     return parent_of(holder.pid) != holder.parent  # None, if it ends this very moment, will do as well
 
 
-def _supervisor() -> str:
-    """Which run of supervisord is the parent: pid and start time; empty without supervisord."""
-    if "SUPERVISOR_ENABLED" not in os.environ:
+def supervisor_of(environ: Mapping[str, str], parent: int) -> str:
+    """Which run of which supervisord started this process, as ``pid@ticks``; empty without one.
+
+    The warden tells it in ``CDN_LIFE``; the parent may be a shell in between, or already somebody else.
+    Raises Orphaned if that supervisord has died meanwhile.
+    """
+    if "SUPERVISOR_ENABLED" not in environ:
         return ""
-    parent = os.getppid()
-    began = start_ticks(parent)
-    return "" if began is None else f"{parent}@{began}"
+    told = environ.get("CDN_LIFE", "").partition("/")[0]
+    pid = int(told) if told.isdigit() else parent
+    began = start_ticks(pid)
+    if began is None:
+        raise Orphaned(f"cannot start: supervisord pid {pid}, which started this, has died")
+    return f"{pid}@{began}"
+
+
+def is_alive(supervisor: str) -> bool:
+    """Whether that run of supervisord, ``pid@ticks``, still runs."""
+    pid, _, began = supervisor.partition("@")
+    return pid.isdigit() and str(start_ticks(int(pid))) == began
 
 
 def _wait_for_end(pid: int, instance: str, orphans: Orphans, waiting: Callable[[str], None]) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        time.sleep(0.01)  # gone, but the kernel has not yet released its lock
         return
     try:
         if orphans == "adopt":

@@ -38,6 +38,7 @@ from bus.messages import (
     Shutdown,
 )
 from cdn_daemon.beside import Beside, Checks, LoopWork, brief
+from cdn_daemon.claim import is_alive
 from cdn_daemon.guard import Demand, Guard, beyond_machine
 from cdn_daemon.health import HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
@@ -178,7 +179,7 @@ class CDNDaemon(ServiceDaemon):
             reason = f"{mine.instance} is #{mine.incarnation}, the command is for #{command.incarnation}"
             return self._outcome(command, OutcomeKind.REJECTED, reason)
         match command.body:
-            case Restart() if not mine.supervised:
+            case Restart() if not self._is_supervised():
                 return self._outcome(command, OutcomeKind.REJECTED, "nobody supervises it, so it would stay down")
             case Restart():
                 self._why = f"told to restart by {command.asked_by}"
@@ -198,6 +199,11 @@ class CDNDaemon(ServiceDaemon):
                 return self._set_limits(command, limits)
             case _:
                 return self._outcome(command, OutcomeKind.REJECTED, "that is for a warden, and this is a service")
+
+    def _is_supervised(self) -> bool:
+        """Whether somebody is there who would start it again; a supervisord may have died since."""
+        mine = self._identity
+        return mine.supervised and (not mine.supervisor or is_alive(mine.supervisor))
 
     def _set_limits(self, command: Command, limits: Limits) -> Outcome:
         try:
@@ -413,7 +419,7 @@ class CDNDaemon(ServiceDaemon):
             return True
         if demand is Demand.RESTART:
             self._why = self._guard.reason
-            if self._identity.supervised:
+            if self._is_supervised():
                 self._on(LifecycleEvent.RESTART, now_s)
             else:
                 log.error("%s; nobody supervises this process, so it goes on", self._why)

@@ -24,7 +24,7 @@ import uvloop
 
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
 from bus.messages import HealthStatus
-from cdn_daemon.claim import Occupied, claim
+from cdn_daemon.claim import Occupied, Orphaned, claim
 from cdn_daemon.daemon import CDNDaemon
 from cdn_daemon.ending import ENDING_SIGNALS, end_as
 from cdn_daemon.health import Check
@@ -35,6 +35,7 @@ from cdn_daemon.main_thread import MainThread
 from cdn_daemon.notify import Notifier
 from cdn_daemon.service import ASGIApp, ConfigurationError, Ended, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings
+from cdn_daemon.vitals import age_s
 from cdn_daemon.web import ServiceApp, Traffic, nothing_here
 from cdn_daemon.wsgi import WsgiApp
 
@@ -55,7 +56,7 @@ def run(service: Service) -> NoReturn:
     Ends with 0 stopped on purpose, 75 restart me, 78 configuration error, 70 a bug.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    started_s = time.monotonic()
+    started_s = time.monotonic() - (age_s(os.getpid()) or 0.0)
     notifier = Notifier()
     try:
         host = _Host(service, notifier, started_s)
@@ -63,6 +64,9 @@ def run(service: Service) -> NoReturn:
         log.critical("%s", error)
         notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
         sys.exit(ExitCode.CONFIGURATION)
+    except Orphaned as error:
+        log.critical("%s", error)
+        sys.exit(ExitCode.BUG)
     code = ExitCode.BUG
     try:
         code = host.run()
@@ -108,6 +112,7 @@ class _Host:
             pid=os.getpid(),
             started_s=started_s,
             supervised=_is_supervised(notifier),
+            supervisor=self._claim.supervisor,
         )
         self._daemon = CDNDaemon(
             service,

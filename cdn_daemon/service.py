@@ -43,6 +43,8 @@ class Identity:
     """Monotonic."""
     supervised: bool
     """Whether somebody would start it again."""
+    supervisor: str = ""
+    """Which run of which supervisord has started it, as ``pid@ticks``; empty without one."""
 
 
 class ServiceDaemon(ABC):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _WINDOW_TICKS = 600
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_CPU_WINDOW_S = 0.5
 _LISTING_EVERY = 10
 """Where the kernel does not tell how many descriptors are open, they are listed at every tenth reading."""
 
@@ -77,9 +79,9 @@ class VitalsSampler:
         return int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES + self._tree.pss_bytes
 
     def read_cpu(self, now_s: float) -> None:
-        """cpu_cores: the mean since the last reading."""
+        """cpu_cores: the mean since the last reading, if that was a while ago; a start is no measure of use."""
         cpu_s, elapsed_s = _own_cpu_s() + self._tree.cpu_s, now_s - self._cpu_at_s
-        if elapsed_s > 0:
+        if elapsed_s >= _CPU_WINDOW_S:
             self.cpu_cores = max(0.0, cpu_s - self._cpu_s) / elapsed_s
         self._cpu_s, self._cpu_at_s = cpu_s, now_s
 
@@ -195,6 +197,12 @@ def machine() -> dict[str, float]:
     return most
 
 
+def age_s(pid: int) -> float | None:
+    """How long a process has lived, to a hundredth of a second; None if there is none."""
+    ticks = start_ticks(pid)
+    return None if ticks is None else time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def parent_of(pid: int) -> int | None:
     """Pid of a process's parent; None if there is no such process."""
     stat = _stat_of(pid)
@@ -208,9 +216,10 @@ def start_ticks(pid: int) -> int | None:
 
 
 def _stat_of(pid: int) -> list[bytes] | None:
-    """Fields 3 and on of proc_pid_stat(5)."""
+    """Fields 3 and on of proc_pid_stat(5); None for what has ended, though it may still wait to be reaped."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
+            fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] in (b"Z", b"X") else fields

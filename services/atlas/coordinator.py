@@ -46,6 +46,8 @@ MAX_TIMEOUT_S = 3600.0
 MAX_OPEN = 10_000
 
 _UP = (ProcessState.RUNNING, ProcessState.STARTING)
+_GIVEN_UP = (ProcessState.FATAL, ProcessState.STOPPED)
+"""No start follows by itself: the process has failed too often, or somebody else has stopped it meanwhile."""
 _DOWN = (ProcessState.STOPPED, ProcessState.EXITED, ProcessState.FATAL)
 
 
@@ -157,6 +159,9 @@ class CDNCoordinator:
             )
         if len(self._tasks) >= MAX_OPEN:
             return at_once(OutcomeKind.REJECTED, f"{MAX_OPEN} commands are open already")
+        silent = self._fleet.silent_node(name, now_s)
+        if silent is not None:
+            return at_once(OutcomeKind.REJECTED, f"{silent}, so nothing would be started again; see cdnctl up")
         if order.verb is Verb.START and view.state is ProcessState.RUNNING:
             return at_once(OutcomeKind.DONE, "already running")
         if order.verb is Verb.STOP and view.state in _DOWN:
@@ -281,8 +286,8 @@ class CDNCoordinator:
         if task.stage is _Stage.ACCEPTED or task.asks_daemon:
             if self._reached(task, now_s):
                 return self._close(task, OutcomeKind.DONE, "", now_s)
-            if view is not None and view.state is ProcessState.FATAL and task.order.verb is not Verb.STOP:
-                return self._close(task, OutcomeKind.FAILED, view.reason or "fatal", now_s)
+            if view is not None and view.state in _GIVEN_UP and task.asks_daemon:  # a warden says so itself
+                return self._close(task, OutcomeKind.FAILED, view.reason or view.state.lower(), now_s)
         if now_s >= task.deadline_s:
             return self._close(task, OutcomeKind.UNKNOWN, self._late_reason(task, view), now_s)
         if task.stage is _Stage.ACCEPTED:

@@ -19,6 +19,9 @@ from bus.messages import (
     ServiceView,
 )
 
+NODE_FRESH_S = 2.0
+"""A warden speaks once a second: one silent for longer may not be there to start what is told to end."""
+
 UNREACHABLE_S = 3.0
 """Statuses come at least once a second; three in a row are missing."""
 
@@ -164,6 +167,13 @@ class Fleet:
                 instance_of(row): (node, row) for node in self.nodes.values() for row in node.status.processes
             }
         return self._rows
+
+    def silent_node(self, name: str, now_s: float) -> str | None:
+        """Why nobody may be there to start an instance again, in words; None if somebody is, or nobody ever was."""
+        place = self.rows().get(name)
+        if place is None or now_s - place[0].heard_s <= NODE_FRESH_S:
+            return None
+        return f"supervisord on {place[0].status.host} is silent for {now_s - place[0].heard_s:.1f} s"
 
     def views(self, now_s: float) -> tuple[ServiceView, ...]:
         """Every instance known, in order of name."""

@@ -43,6 +43,7 @@ TICK_S = 0.1
 REBIND_S = 0.5
 AWAY_S = 1.0
 EVENTS_KEPT = 2000
+SOURCES_NAMED = 1000
 
 
 class Switchboard:
@@ -57,6 +58,7 @@ class Switchboard:
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._event_seqs: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self._named: set[tuple[str, bytes]] = set()
         self._telemetry: Decoder[Telemetry] = Decoder(Telemetry)
         self._agent: Decoder[AgentMessage] = Decoder(AgentMessage)
         self._operator: Decoder[OperatorRequest] = Decoder(OperatorRequest)
@@ -159,17 +161,23 @@ class Switchboard:
                 case Event():
                     self._events.append(message)
         except (FrameError, Refused) as error:
-            self.counts[error.cause] += 1
-            log.debug("dropped a telemetry frame: %s", error)
+            self._dropped(error.cause, topic, error)
             return
         broker.publish(topic, frame, keep=not isinstance(message, Event))
         self._perform(broker, happenings)
+
+    def _dropped(self, cause: str, source: bytes, error: Exception) -> None:
+        """Count it; log the first from each source, as one that sends nonsense sends it every second."""
+        self.counts[cause] += 1
+        if cause != "old" and (cause, source) not in self._named and len(self._named) < SOURCES_NAMED:
+            self._named.add((cause, source))
+            log.warning("dropped what came as %.200r: %s; further ones of it are only counted", source, error)
 
     def _take_agent(self, broker: Broker, routing_id: bytes, frame: bytes, now_s: float) -> None:
         try:
             message = self._agent.decode(frame)
         except FrameError as error:
-            self.counts[f"agent_{error.cause}"] += 1
+            self._dropped(f"agent_{error.cause}", routing_id, error)
             return
         self._perform(broker, self._coordinator.hear(message, routing_id, now_s))
 
@@ -177,7 +185,7 @@ class Switchboard:
         try:
             request = self._operator.decode(frame)
         except FrameError as error:
-            self.counts[f"operator_{error.cause}"] += 1
+            self._dropped(f"operator_{error.cause}", routing_id, error)
             self._reply(broker, routing_id, Refusal(id="", reason=f"cannot understand the request: {error}"))
             return
         match request:

@@ -155,6 +155,29 @@ def test_nothing_to_do(verb: Verb, state: ProcessState, reason: str) -> None:
     assert (world.sent(), world.outcomes()) == ([], [("web-1", OutcomeKind.DONE, reason)])
 
 
+@pytest.mark.parametrize("verb", Verb)
+def test_a_silent_supervisord(verb: Verb) -> None:
+    """Who is told to end would stay down: rejected at once, and nobody is asked."""
+    world = World()
+    world.now_s += 3.0
+    world.fleet.hear(status(1, 2), world.now_s)
+    world.order(verb)
+    assert world.sent() == []
+    ((_, kind, reason),) = world.outcomes()
+    assert kind is OutcomeKind.REJECTED
+    assert reason.startswith("supervisord on h1 is silent for 3.0 s, so nothing would be started again")
+
+
+def test_stopped_by_somebody_else_meanwhile() -> None:
+    """A restart that meets a stop fails at once, not at its deadline."""
+    world = World()
+    world.order(Verb.RESTART)
+    world.hear(Accepted(id="c1", incarnation=1))
+    world.table(ProcessState.STOPPED, reason="stopped by root@vm")
+    world.tick()
+    assert world.outcomes() == [("web-1", OutcomeKind.FAILED, "stopped by root@vm")]
+
+
 def test_unknown_service() -> None:
     """Rejected, and the others of the order are not disturbed."""
     world = World()
@@ -176,6 +199,7 @@ def test_a_warden_that_is_away() -> None:
     """Nobody to ask until the deadline: unknown, with who was asked."""
     world = World(ProcessState.STOPPED)
     world.tick(60.0)
+    world.table(ProcessState.STOPPED)
     world.order(Verb.START, timeout_s=2.0)
     world.tick(2.1)
     assert world.outcomes() == [("web-1", OutcomeKind.UNKNOWN, "no answer within 2 s from the warden on h1")]

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, NodeStatus, ProcessRow, ProcessState
+from bus.codec import Decoder, encode
+from bus.messages import (
+    DaemonStatus,
+    FleetReply,
+    HealthStatus,
+    LifecyclePhase,
+    NodeStatus,
+    OperatorReply,
+    ProcessRow,
+    ProcessState,
+    Telemetry,
+)
 from services.atlas.fleet import UNREACHABLE_S, Fleet, Happening, Refused, is_newer
 from tests.bus.samples import STATUS
 
@@ -173,6 +184,17 @@ def test_a_plain_program() -> None:
     (view,) = fleet.views(1.0)
     assert (view.instance, view.state, view.health, view.uptime_s) == ("nginx", "RUNNING", "unknown", 4.0)
     assert (view.phase, view.seen_s, view.incarnation) == (None, None, None)
+
+
+def test_any_name_that_supervisor_allows() -> None:
+    """One odd program does not hide the others."""
+    fleet = Fleet()
+    table = node(odd=row(name="we'ird$x&y"), plain=row(name="plain"))
+    fleet.hear_node(Decoder[Any](Telemetry).decode(encode(table)), 0.0)
+    names = [view.instance for view in fleet.views(0.0)]
+    assert names == ["plain", "we'ird$x&y"]
+    reply = FleetReply(id="r", services=fleet.views(0.0))
+    assert Decoder[Any](OperatorReply).decode(encode(reply)) == reply
 
 
 def test_a_silent_supervisord() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bus.endpoints import RunDir
-from cdn_daemon.claim import Record, next_record
+from cdn_daemon.claim import Orphaned, Record, is_alive, next_record, supervisor_of
+from cdn_daemon.vitals import start_ticks
 from tests.support import ROOT, ServiceProcess, environment, is_running, kill_tree, until
 
 TINY = ("-m", "tests.cdn_daemon.tiny")
@@ -32,6 +33,31 @@ def test_next_record(last: Record, supervisor: str, incarnation: int, restarts: 
     """Incarnations never repeat; restarts count within one run of one supervisor."""
     record = next_record(last, pid=1, parent=2, supervisor=supervisor)
     assert (record.incarnation, record.incarnation - record.first) == (incarnation, restarts)
+
+
+def test_supervisor_of() -> None:
+    """Who the warden says it is, else the parent; only under supervisord."""
+    me, parent = (f"{pid}@{start_ticks(pid)}" for pid in (os.getpid(), os.getppid()))
+    told = {"CDN_LIFE": f"{os.getpid()}/x/1"}
+    assert supervisor_of({}, os.getppid()) == ""
+    assert supervisor_of(told, os.getppid()) == ""
+    assert supervisor_of({"SUPERVISOR_ENABLED": "1"}, os.getppid()) == parent
+    assert supervisor_of({"SUPERVISOR_ENABLED": "1", "CDN_LIFE": "nonsense"}, os.getppid()) == parent
+    assert supervisor_of({"SUPERVISOR_ENABLED": "1", **told}, os.getppid()) == me
+
+
+def test_a_supervisor_that_has_died(run_path: Path) -> None:
+    """Whoever was started by it has no business to begin; a dead process is not alive for not being reaped."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        name = f"{ended.pid}@{start_ticks(ended.pid)}"
+        until(lambda: start_ticks(ended.pid) is None)  # a zombie, as nobody has waited for it
+        assert not is_alive(name)
+        with pytest.raises(Orphaned, match=f"supervisord pid {ended.pid}, which started this, has died"):
+            supervisor_of({"SUPERVISOR_ENABLED": "1", "CDN_LIFE": f"{ended.pid}/tiny/1"}, 1)
+        env = {"SUPERVISOR_ENABLED": "1", "CDN_LIFE": f"{ended.pid}/tiny/1"}
+        with ServiceProcess(run_path, *TINY, **env) as late:
+            assert late.wait() == 70
+            assert "has died" in late.log()
 
 
 def orphan(run_path: Path) -> int:
