@@ -8,10 +8,11 @@ import socket
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cdn_daemon.warden.postmortem import PostMortem, read
-from tests.support import ROOT, Supervisord, free_port, until
+from tests.support import ROOT, Supervisord, free_port, kill_tree, until
 from tests.warden.programs import FakeAtlas
 
 SERVICE = f"""
@@ -111,3 +112,25 @@ def test_a_wrong_setting_stays_down_with_its_reason(run_dir: Path, atlas: FakeAt
     with Supervisord(run_dir, {"faulty": program}):
         row = atlas.row("faulty", "EXITED")
         assert row.reason.startswith(f"configuration error (78): cannot use CDN_PORT={value}")
+
+
+def test_after_the_death_of_supervisord_its_successor_has_the_fleet_whole_and_no_second_copy(
+    run_dir: Path, atlas: FakeAtlas
+) -> None:
+    program, port = faulty(run_dir)
+    fleet = Supervisord(run_dir, {"faulty": program})
+    fleet.start()
+    orphan = psutil.Process(atlas.row("faulty", "RUNNING").pid or 0)
+    try:
+        assert fleet.process is not None
+        fleet.process.kill()
+        fleet.process.wait()
+        assert ask(port, "/", wait=True).endswith(b"ok")
+        with fleet:
+            until(lambda: atlas.row("faulty", "RUNNING").pid != orphan.pid, what="the successor's own")
+            assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+            assert atlas.statuses[-1].incarnation == 2
+            assert atlas.row("faulty").restarts == 0
+            assert ask(port, "/", wait=True).endswith(b"ok")
+    finally:
+        kill_tree(orphan.pid)
