@@ -26,6 +26,7 @@ import configparser
 import glob
 import math
 import os
+import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from pathlib import Path
 from cdn_daemon.warden.judge import DEFAULT_SILENCE_S
 from cdn_daemon.warden.policy import Limits
 
+_NUMBERS = (("numprocs_start", "0"), ("numprocs", "1"))
 _SECTIONS = ("program:", "eventlistener:", "fcgi-program:")
 
 
@@ -104,7 +106,7 @@ def read(conf: Path | None, expansions: Mapping[str, str]) -> dict[str, dict[str
     if conf is None:
         return {}
     parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
-    here = {**expansions, "here": str(conf.parent)}
+    here = {"host_node_name": platform.node(), **expansions, "here": str(conf.parent)}
     try:
         parser.read(conf)
         for pattern in parser.get("include", "files", fallback="").split():
@@ -123,7 +125,7 @@ def read(conf: Path | None, expansions: Mapping[str, str]) -> dict[str, dict[str
 def _process_names(program: str, options: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """As supervisor names them: ``process_name``, once for each of ``numprocs``."""
     template = options.get("process_name", "%(program_name)s")
-    first, many = int(options.get("numprocs_start", "0")), int(options.get("numprocs", "1"))
+    first, many = (int(_expand(options.get(key, default), here)) for key, default in _NUMBERS)
     return [
         _expand(template, {**here, "program_name": program, "group_name": program}, number)
         for number in range(first, first + many)

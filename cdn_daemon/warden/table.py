@@ -24,7 +24,8 @@ class Table:
         self.programs: dict[str, Program] = {}
         self.processes: dict[str, Process] = {}
         self.depends_on: dict[str, tuple[str, ...]] = {}
-        told = read(*reach.conf_file(supervisord))
+        self._conf, self._expansions = reach.conf_file(supervisord)  # now: daemonising may change the directory
+        told = read(self._conf, self._expansions)
         for process in reach.processes(supervisord):
             self._put(process, self._settings(process, told))
         self.depends_on = depends.resolve(self._wanted())
@@ -35,7 +36,7 @@ class Table:
         It is too late to refuse: what is impossible is logged and left out.
         """
         try:
-            program = self._put(process, self._settings(process, read(*reach.conf_file(self._supervisord))))
+            program = self._put(process, self._settings(process, read(self._conf, self._expansions)))
         except SettingsError as error:
             self._log(f"{error}; it is treated as if nothing were set")
             program = self._put(process, Settings())
