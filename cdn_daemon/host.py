@@ -211,7 +211,7 @@ class _Host:
             yield
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, Ended):
                 await task
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
@@ -227,6 +227,8 @@ class _Host:
                 log.critical("%s", error)
                 self._notifier.send(STATUS=str(error), ERRNO=ExitCode.CONFIGURATION)
                 self._daemon.post(LifecycleEvent.MISCONFIGURED)
+            case Ended() if self._daemon.lifecycle.exit_code is not None:
+                log.info("%s, after it was told to end", error)
             case Ended(wait_status=wait_status):
                 log.error("%s", error)
                 self._ended_as = wait_status

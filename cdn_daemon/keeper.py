@@ -159,6 +159,8 @@ class _Keeper:
             case []:
                 return False
             case ["lock"]:
+                for fd in fds:
+                    os.set_inheritable(fd, False)  # recv_fds of Python 3.11 does not, and drops the flag that would
                 self._held += fds
             case ["fork"]:
                 self._fork()

@@ -196,6 +196,24 @@ def test_a_successor_waits_for_the_tree_to_be_gone(start: Start) -> None:
     assert re.search(r"tiny #2 listens", second.log())
 
 
+@pytest.mark.parametrize("supervised", [{}, {"SUPERVISOR_ENABLED": "1"}])
+def test_a_successor_stands_by_for_as_long_as_it_takes(start: Start, supervised: dict[str, str]) -> None:
+    """While the last incarnation's tree is not gone it neither refuses nor starts; then it starts."""
+    first = start("--", "sh", "-c", PATIENT, **supervised)
+    old, keeper = pid_of(first), keeper_of(first)
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGKILL)
+    first.process.wait()
+    second = start("--", "sh", "-c", PATIENT, **supervised)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.process.wait(timeout=1.5)
+    assert second.log() == ""
+    assert is_running(old)
+    os.kill(keeper, signal.SIGCONT)
+    assert pid_of(second) != old
+    assert not is_running(old)
+
+
 def test_output_is_passed_through_untouched(run_path: Path) -> None:
     """Every byte of the program's standard output, and nothing else on it; standard input reaches the program."""
     command = [str(BIN / "cdn-run"), "--name", "tiny", "--", "sh", "-c", r"printf 'a\000b\377\n'; cat; echo c >&2"]
@@ -210,6 +228,14 @@ def test_arguments_and_environment_reach_the_program(start: Start) -> None:
     tiny = start("--", "sh", "-c", 'printf "<%s>" "$0" "$@" "$COLOUR" "$NOTIFY_SOCKET"', "--name", "a  b", COLOUR="red")
     assert tiny.wait() == 0
     assert "<--name><a  b><red><>" in tiny.log()
+
+
+def test_nothing_else_reaches_the_program(start: Start) -> None:
+    """No descriptor of cdn-run's or the keeper's, and no signal that it would not have had blocked or ignored."""
+    tiny = start("--", "sh", "-c", "ls /proc/self/fd | tr '\\n' ' '; grep -E 'SigBlk|SigIgn' /proc/self/status")
+    tiny.wait()
+    assert "0 1 2 3 " in tiny.log()  # 3 is ls's own
+    assert tiny.log().split("0 1 2 3 ")[1].startswith("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +362,7 @@ def test_an_instance_runs_once(start: Start) -> None:
 
 
 def test_under_supervisord(run_path: Path) -> None:
-    """RUNNING when its probe passes; killed, the program is started again; stopped, nothing of it is left."""
+    """RUNNING when its probe passes; started again when it or the program is killed; stopped, nothing of it is left."""
     (run_path / "program.sh").write_text(f"#!/bin/sh\n{PATIENT}")
     (run_path / "program.sh").chmod(0o700)
     command = f"{BIN}/cdn-run --name tiny --exec 'test -e {run_path}/well' --period 0.2 -- {run_path}/program.sh"
@@ -358,6 +384,9 @@ def test_under_supervisord(run_path: Path) -> None:
 
         os.kill(programs_seen()[-1], signal.SIGKILL)
         until(lambda: len(programs_seen()) == 2)
+        until(lambda: supervisord.states()["tiny"] == "RUNNING")
+        os.kill(supervisord.pid("tiny"), signal.SIGKILL)
+        until(lambda: len(programs_seen()) == 3)
         until(lambda: supervisord.states()["tiny"] == "RUNNING")
         assert supervisord.ctl("stop", "tiny").returncode == 0
         assert supervisord.states()["tiny"] == "STOPPED"
