@@ -18,6 +18,7 @@ import zmq
 
 from bus.codec import MAX_FRAME_BYTES
 from bus.endpoints import RunDir
+from bus.terminate import terminate
 
 Frames = tuple[bytes, bytes]
 
@@ -184,7 +185,7 @@ class Broker:
         """Close the sockets and remove their paths, unless somebody has put others there."""
         for socket, _ in self._bound.values():
             socket.close(linger=0)
-        self._context.term()
+        terminate(self._context)
         for endpoint, (_, inode) in self._bound.items():
             path = endpoint.removeprefix("ipc://")
             with contextlib.suppress(FileNotFoundError):

@@ -11,6 +11,7 @@ import zmq
 
 from bus.codec import MAX_FRAME_BYTES, Decoder, FrameError, encode
 from bus.messages import AgentMessage, Command, OperatorReply, OperatorRequest
+from bus.terminate import terminate
 
 
 def new_id() -> str:
@@ -73,7 +74,7 @@ class AgentLink:
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was just sent up to linger_s to leave."""
         self._socket.close(linger=int(linger_s * 1000))
-        self._context.term()
+        terminate(self._context)
 
 
 class AtlasSilent(Exception):
@@ -111,4 +112,4 @@ class OperatorLink:
     def close(self) -> None:
         """Close at once."""
         self._socket.close(linger=0)
-        self._context.term()
+        terminate(self._context)

@@ -10,6 +10,7 @@ import zmq
 
 from bus.codec import encode
 from bus.messages import Telemetry
+from bus.terminate import terminate
 from bus.topics import topic_of
 
 
@@ -43,4 +44,4 @@ class Publisher:
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was just sent up to linger_s to leave."""
         self._socket.close(linger=int(linger_s * 1000))
-        self._context.term()
+        terminate(self._context)

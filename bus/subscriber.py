@@ -9,6 +9,7 @@ import zmq
 
 from bus.codec import MAX_FRAME_BYTES, Decoder, FrameError
 from bus.messages import Telemetry
+from bus.terminate import terminate
 
 
 class Subscriber:
@@ -44,4 +45,4 @@ class Subscriber:
     def close(self) -> None:
         """Close at once."""
         self._socket.close(linger=0)
-        self._context.term()
+        terminate(self._context)

@@ -262,6 +262,20 @@ def test_a_crash_is_seen(run_path: Path, operator: OperatorLink) -> None:
         assert told[0].startswith("started anew: #1 → #2")
 
 
+def test_reload(run_path: Path, operator: OperatorLink) -> None:
+    """supervisorctl reload and SIGHUP: supervisord lives on, warden and all, and the fleet is whole again."""
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord:
+        assert supervisord.process is not None
+        for reload in (lambda: supervisord.ctl("reload"), lambda: os.kill(supervisord.process.pid, signal.SIGHUP)):
+            until(lambda: is_well(operator, "atlas", "tiny"))
+            before = supervisord.log().count("watches 2 programs")
+            reload()
+            until(lambda: supervisord.log().count("watches 2 programs") == before + 1)  # noqa: B023
+            until(lambda: is_well(operator, "atlas", "tiny"))
+            assert order(operator, Verb.RESTART, "tiny")["tiny"].kind is OutcomeKind.DONE
+            assert supervisord.process.poll() is None
+
+
 def test_the_feed_tells_events(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run_dir: RunDir) -> None:
     """What happens to a service is published under its topic, numbered without a gap."""
     spawn(*ATLAS)
