@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -20,6 +21,9 @@ from cdn_daemon.ending import ENDING_SIGNALS
 from cdn_daemon.service import Ended
 
 T = TypeVar("T")
+
+_BY_HANDLER = 128
+"""Set in the byte that a handler writes; signal numbers are below it."""
 
 
 class MainThread:
@@ -38,11 +42,12 @@ class MainThread:
 
     def run_beside(self, serve: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Serve on another thread; once it listens call the function; return what serving returns."""
-        # Written to by C code, so that a signal is heard even while the function holds up this thread.
+        # Told twice of each signal: by C code, so that it is heard even while the function holds up this thread,
+        # and by a handler, as an event loop that the function runs has the C code tell that loop instead.
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in ENDING_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, lambda number, _: _tell(wake, number | _BY_HANDLER))
         served: Future[T] = Future()
         served.add_done_callback(lambda _: self._may_begin.set())
         Thread(target=_serve, args=(serve, served), name="cdn-server", daemon=True).start()
@@ -76,10 +81,16 @@ class MainThread:
         """Whom to tell of signals, and of the function's end."""
         self._loop, self._returned = loop, returned
 
+        by_code = by_handler = told = 0
+
         def signalled() -> None:
-            for number in os.read(self._woken, 64):
-                if number in ENDING_SIGNALS:
-                    told_to_end()
+            nonlocal by_code, by_handler, told
+            for byte in os.read(self._woken, 512):
+                by_code += byte in ENDING_SIGNALS
+                by_handler += byte & ~_BY_HANDLER in ENDING_SIGNALS and bool(byte & _BY_HANDLER)
+            while told < max(by_code, by_handler):
+                told += 1
+                told_to_end()
 
         loop.add_reader(self._woken, signalled)
 
@@ -96,6 +107,11 @@ class MainThread:
         self._over.set()
         assert self._returned is not None
         self._returned(error)
+
+
+def _tell(wake: int, byte: int) -> None:
+    with suppress(BlockingIOError):  # thousands are waiting to be read: one more would change nothing
+        os.write(wake, bytes([byte]))
 
 
 def _serve(serve: Callable[[], Coroutine[Any, Any, T]], served: Future[T]) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
 from threading import Event
 
+import uvloop
+
 from cdn_daemon import ConfigurationError, Service, run
+
+
+async def turn(stop: Event) -> None:
+    """An event loop of the function's own, which takes signals for itself."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
+    while not stop.is_set():
+        await asyncio.sleep(0.05)
+    print("function returns", flush=True)
 
 
 def main(stop: Event) -> None:
@@ -30,6 +42,8 @@ def main(stop: Event) -> None:
             ctypes.CDLL(None).pause()  # C code that a signal interrupts, but that does not come back
             while True:
                 time.sleep(3600)
+        case "loop":
+            uvloop.run(turn(stop))
         case _:
             while not stop.wait(0.05):
                 continue

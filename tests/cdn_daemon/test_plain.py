@@ -47,10 +47,12 @@ def answer(url: str) -> bytes:
         return error.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_runs_and_stops(spawn: Spawn, number: int) -> None:
-    """On the main thread; told to end, its event is set, and it ends with 0 when it has returned."""
-    tiny = spawn()
+@pytest.mark.parametrize(
+    ("number", "plain"), [(signal.SIGTERM, ""), (signal.SIGINT, ""), (signal.SIGTERM, "loop"), (signal.SIGINT, "loop")]
+)
+def test_it_runs_and_stops(spawn: Spawn, number: int, plain: str) -> None:
+    """On the main thread, where it may run a loop; told to end, its event is set, and it ends with 0 on returning."""
+    tiny = spawn(PLAIN=plain)
     until(lambda: tiny.get("/readyz")[0] == 200 and ready(tiny)["health"] == "healthy")
     assert "function on MainThread" in tiny.log()
     assert tiny.get("/")[0] == 404
