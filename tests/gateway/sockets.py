@@ -22,35 +22,38 @@ class Peer:
     def head(self) -> bytes:
         """The next request's head; empty if the gateway closed instead."""
         while b"\r\n\r\n" not in self._pending:
-            chunk = self.socket.recv(65536)
-            if not chunk:
+            if not self._more():
                 return b""
-            self._pending += chunk
         head, _, self._pending = self._pending.partition(b"\r\n\r\n")
         return head + b"\r\n\r\n"
 
     def body(self, length: int) -> bytes:
         """So many bytes after the head."""
-        while len(self._pending) < length:
-            chunk = self.socket.recv(65536)
-            if not chunk:
-                break
-            self._pending += chunk
+        while len(self._pending) < length and self._more():
+            continue
         body, self._pending = self._pending[:length], self._pending[length:]
         return body
+
+    def _more(self) -> bool:
+        """Read on; False if the gateway closed instead.
+
+        A request that it gives up it ends with a reset, if what the instance has said of it is still unread.
+        """
+        try:
+            chunk = self.socket.recv(65536)
+        except ConnectionResetError:
+            return False
+        self._pending += chunk
+        return bool(chunk)
 
     def send(self, content: bytes) -> None:
         """As it is."""
         self.socket.sendall(content)
 
-    def closed(self) -> bool:
-        """Wait for the gateway to close, without reading on what it says; True when it has."""
-        try:
-            while self.socket.recv(65536):
-                continue
-        except ConnectionError:
-            return True
-        return True
+    def closed(self) -> None:
+        """Wait for the gateway to close, whatever it says before that."""
+        while self._more():
+            self._pending = b""
 
 
 @dataclass
