@@ -391,3 +391,27 @@ def test_under_supervisord(run_path: Path) -> None:
         assert supervisord.ctl("stop", "tiny").returncode == 0
         assert supervisord.states()["tiny"] == "STOPPED"
         gone(*programs_seen())
+
+
+def test_a_killed_supervisord(run_path: Path) -> None:
+    """Its successor's cdn-run drains the orphaned one: there are never two programs, and no second copy."""
+    (run_path / "program.sh").write_text(f"#!/bin/sh\n{PATIENT}")
+    (run_path / "program.sh").chmod(0o700)
+    programs = {"tiny": {"command": f"{BIN}/cdn-run --name tiny -- {run_path}/program.sh", "type": "notify"}}
+
+    def seen(supervisord: Supervisord) -> list[int]:
+        return [int(pid) for pid in re.findall(r"program is (\d+)\n", supervisord.log("tiny"))]
+
+    first = Supervisord(run_path, programs, env={"CDN_PORT": "0"}).start()
+    until(lambda: first.states()["tiny"] == "RUNNING")
+    assert first.process is not None
+    orphan = first.pid("tiny")
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    with Supervisord(run_path, programs, env={"CDN_PORT": "0"}) as second:
+        until(lambda: second.states()["tiny"] == "RUNNING")
+        gone(orphan)
+        old, new = seen(second)
+        assert not is_running(old)
+        assert is_running(new)
+    gone(new)
