@@ -1,12 +1,15 @@
 """The server's side of a connection, with what uvicorn leaves open: how large a head may be, and how slow.
 
 uvicorn on httptools gathers a head of any size, for as long as it takes, before
-the application hears of it: one header of 200 MiB took 356 MiB of memory.
+the application hears of it: one header of 200 MiB took 356 MiB of memory. What
+its parser refuses, it refuses in plain text; and it closes at once, at which the
+kernel resets a client that is still sending, often before that has read why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,16 +19,38 @@ from cdn_daemon.web import error_body
 HEAD_MAX_BYTES = 128 << 10
 """More than any honest client sends, cookies included."""
 HEADERS_MAX = 1000
+LINGER_S = 2.0
+"""How long a refused client may take to read the refusal and close."""
+LINGER_MAX_BYTES = 16 << 20
+"""What it may send meanwhile, as it may not look before it has sent all; read and thrown away."""
+
+
+class _Lingering:
+    """The transport as a request's answer uses it, but that its close waits for a client that is still sending."""
+
+    def __init__(self, protocol: BoundedHttp) -> None:
+        self._protocol = protocol
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.answered_last()
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 for clients that are not trusted: 431 for heads without end, 408 for those that do not come."""
+    """HTTP/1.1 for clients that are not trusted: each refusal is the project's JSON, and can be read.
+
+    431 for heads without end, 408 for those that do not come, 400 for what is no HTTP.
+    """
 
     head_s = 30.0
     """From connecting, or from its first byte, to the end of a request's head."""
 
     _gathered_bytes = 0
     _patience: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
+    """The client has been told; closes when it rings."""
+    _discarded_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: connected."""
@@ -34,16 +59,30 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: feed the parser; refuse if it only gathers."""
+        if self._lingering is not None:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > LINGER_MAX_BYTES:
+                self.transport.abort()
+            return
         self._gathered_bytes += len(data)
         super().data_received(data)
-        if self._gathered_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+        if self._gathered_bytes > HEAD_MAX_BYTES:
             what = "cannot take a head, a trailer or a chunk's extension of this size in bytes"
             self._refuse(431, error_body(431, what, value=self._gathered_bytes, limit=HEAD_MAX_BYTES))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: closed."""
         self._head_is_here()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """uvicorn: the server drains, so nobody is waited for who has had an answer."""
+        if self._lingering is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         """httptools: the first byte of a request."""
@@ -53,14 +92,18 @@ class BoundedHttp(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: a header or a trailer."""
         if len(self.headers) >= HEADERS_MAX:
-            raise httptools.HttpParserError(f"more than {HEADERS_MAX} headers")
+            self._refuse(431, error_body(431, "cannot take so many headers or trailers", limit=HEADERS_MAX))
+            raise httptools.HttpParserError("too many headers")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """httptools: the head is whole."""
         self._gathered_bytes = 0
         self._head_is_here()
+        earlier = self.cycle
         super().on_headers_complete()
+        if self.cycle is not earlier:  # else it becomes a WebSocket
+            self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """httptools: part of the body."""
@@ -71,6 +114,24 @@ class BoundedHttp(HttpToolsProtocol):
         """httptools: the request is whole."""
         self._gathered_bytes = 0
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn: the parser raised; its own words say more than msg."""
+        error = sys.exception()
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+        self._refuse(400, error_body(400, f"cannot read this as an HTTP/1.1 request: {cause or error or msg}"))
+
+    def on_response_complete(self) -> None:
+        """uvicorn: an answer is over; after the last there is nothing to be done."""
+        if self._lingering is None:
+            super().on_response_complete()
+
+    def answered_last(self) -> None:
+        """Close the connection, now that there is nothing more to say."""
+        if self.cycle.more_body and not self.pipeline:
+            self._linger()
+        else:
+            self.transport.close()
 
     def _await_head(self) -> None:
         self._head_is_here()
@@ -84,7 +145,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _too_slow(self) -> None:
         if self._is_answering():
             self._await_head()  # a request behind the one that is being answered may take its time
-        elif not self.transport.is_closing():
+        else:
             what = "cannot wait longer for the head of a request"
             self._refuse(408, error_body(408, what, limit=f"{self.head_s:g} s"))
 
@@ -92,9 +153,24 @@ class BoundedHttp(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, body: bytes) -> None:
-        if not self._is_answering():
-            head = (
-                b"HTTP/1.1 %d Refused\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-            )
-            self.transport.write(head % (status, len(body)) + b"\r\n" + body)
-        self.transport.close()
+        """Tell the client, unless it would take that for part of an answer that is under way; and close."""
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        if self._is_answering() and (self.cycle.response_started or not self.cycle.more_body or self.pipeline):
+            self.transport.close()
+            return
+        head = b"HTTP/1.1 %d Refused\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+        self.transport.write(head % (status, len(body)) + b"\r\n" + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when the client has closed, or has had its time; what it says until then is not looked at."""
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        if self._is_answering():  # its application has lost its client
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._head_is_here()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._lingering = self.loop.call_later(LINGER_S, self.transport.close)

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import uvicorn
 
-from cdn_daemon.intake import HEAD_MAX_BYTES, BoundedHttp
-from tests.gateway.sockets import Client, echoing_heads
+from cdn_daemon.intake import HEAD_MAX_BYTES, HEADERS_MAX, BoundedHttp
+from tests.gateway.sockets import Client, Peer, echoing_heads
 from tests.gateway.support import Fleet
 from tests.support import free_port, until
 
@@ -50,6 +50,61 @@ def test_head_over_the_limit_is_told(fleet: Fleet) -> None:
         client.send(b"GET /x/ HTTP/1.1\r\nHost: x\r\nX: " + b"a" * HEAD_MAX_BYTES)
         answer = client.answer()
         assert (answer.status, answer.error["limit"]) == (431, HEAD_MAX_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"POST /x/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 12000000\r\n\r\n", 413),
+        (b"POST /x/ HTTP/1.0\r\nContent-Length: 12000000\r\n\r\n", 413),
+        (b"POST /a/../b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nb71b00\r\n", 400),
+        (b"POST /x/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+        (b"POST /x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"\x16\x03\x01", 400),
+        (b"GET /x/ HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * (HEADERS_MAX + 1), 431),
+    ],
+)
+def test_who_sends_all_before_reading_can_still_read_the_refusal(fleet: Fleet, start: bytes, status: int) -> None:
+    """The connection is not reset under it: what it sends is thrown away, until it has closed or had its time."""
+    with fleet.connect() as client:
+        client.send(start)
+        client.send(b"x" * 12_000_000)
+        answer = client.answer()
+        assert (answer.status, answer.error["status"]) == (status, status)
+        assert client.rest() == b""
+    assert fleet.ask("GET", "/nobody/").status == 404
+
+
+def test_what_the_parser_refuses_is_told_in_its_words(fleet: Fleet) -> None:
+    """JSON, as every refusal; also where the application had begun to take the request."""
+    head = b"POST /parsed/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    with fleet.instance("parsed", lambda peer: peer.closed()):
+        for request, said in (
+            (head + b"Content-Length: 4\r\n\r\n", "Content-Length"),
+            (head + b"\r\nxyz\r\n", "chunk size"),
+            (b"nonsense\r\n\r\n", "method"),
+        ):
+            with fleet.connect() as client:
+                client.send(request)
+                assert said in client.answer().error["what"]
+                assert client.rest() == b""
+
+
+def test_nonsense_behind_a_request_is_no_answer_to_it(fleet: Fleet) -> None:
+    """The connection ends without one: a refusal would be taken for the instance's word."""
+    asked, go = threading.Event(), threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        asked.set()
+        go.wait(30)
+
+    with fleet.instance("behind", script), fleet.connect() as client:
+        client.send(b"GET /behind/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert asked.wait(30)
+        client.send(b"nonsense\r\n\r\n")
+        assert client.rest() == b""
+        go.set()
 
 
 def test_large_bodies_are_not_heads(fleet: Fleet) -> None:
