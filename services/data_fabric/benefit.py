@@ -8,6 +8,7 @@ a busy machine, where the time on the clock does not.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -86,8 +87,6 @@ class Observation(Struct, frozen=True, kw_only=True):
     shapes: tuple[ShapeRow, ...] = ()
     tables: tuple[TableRow, ...] = ()
     indexes: tuple[IndexRow, ...] = ()
-    refused: tuple[IndexSpec, ...] = ()
-    """Indexes that were tried lately and did not help."""
 
 
 class Prospect(Struct, frozen=True, kw_only=True):
@@ -119,7 +118,6 @@ class Picture(Struct, frozen=True, kw_only=True):
     prospects: tuple[Prospect, ...] = ()
     """The best first."""
     worths: tuple[Worth, ...] = ()
-    refused: tuple[IndexSpec, ...] = ()
     too_large: tuple[str, ...] = ()
     """Tables on which an index would keep writers waiting for too long."""
 
@@ -188,15 +186,16 @@ def orient(seen: Observation) -> Picture:
             )
         )
     too_large = tuple(row.table for row in seen.tables if row.rows > MAX_TABLE_ROWS)
-    return Picture(prospects=tuple(prospects), worths=tuple(worths), refused=seen.refused, too_large=too_large)
+    return Picture(prospects=tuple(prospects), worths=tuple(worths), too_large=too_large)
 
 
-def decide(picture: Picture, *, idle_s: float = IDLE_S) -> Decision | None:
-    """Drop what does not earn its keep; else make what would earn most; else nothing."""
+def decide(picture: Picture, *, held: Collection[Decision] = (), idle_s: float = IDLE_S) -> Decision | None:
+    """Drop what does not earn its keep; else make what would earn most; else nothing. None of what is held."""
     for worth in picture.worths:
         costly = worth.upkeep > MIN_BENEFIT and worth.value < DROP_RATIO * worth.upkeep
-        if costly or worth.index.idle_s > idle_s:
-            return DropIndex(worth.index.spec)
+        drop = DropIndex(worth.index.spec)
+        if (costly or worth.index.idle_s > idle_s) and drop not in held:
+            return drop
     own = [worth.index.spec for worth in picture.worths]
     for prospect in picture.prospects:
         spec = prospect.spec
@@ -206,7 +205,7 @@ def decide(picture: Picture, *, idle_s: float = IDLE_S) -> Decision | None:
             and prospect.saving >= CREATE_RATIO * prospect.upkeep
             and not prospect.exists
             and not any(spec.starts(other) for other in own)
-            and spec not in picture.refused
+            and CreateIndex(spec) not in held
             and spec.table not in picture.too_large
             and len(own) < MAX_OWN
             and sum(other.table == spec.table for other in own) < MAX_OWN_PER_TABLE

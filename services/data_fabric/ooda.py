@@ -6,13 +6,9 @@ in benefit.py, SQLite's opinion in plans.py; this is only the loop.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from cdn_daemon.ooda import OodaLoop
 from services.data_fabric import benefit
 from services.data_fabric.benefit import CreateIndex, Decision, DropIndex, Observation, Picture
-from services.data_fabric.candidates import IndexSpec
 from services.data_fabric.store import Store
 
 
@@ -24,23 +20,16 @@ class IndexTuner(OodaLoop[Observation, Picture, Decision]):
     min_gain = 0.2
     hold_off_s = 600.0
 
-    def __init__(
-        self, store: Store, *, idle_s: float = benefit.IDLE_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: Store, *, idle_s: float = benefit.IDLE_S) -> None:
         self._store = store
         self._idle_s = idle_s
-        self._clock = clock
-        self._refused: dict[IndexSpec, tuple[float, float]] = {}
-        """Undone → until when it is not tried again, and for how long that is."""
 
     def observe(self) -> Observation | None:
         """The last ten periods; None while there is nothing to see and nothing to drop."""
         store = self._store
         if not store.is_open:
             return None
-        now_s = self._clock()
-        refused = tuple(spec for spec, (until_s, _) in self._refused.items() if now_s < until_s)
-        seen = store.workload.take(dict(store.rows), store.catalogue.own_indexes, refused)
+        seen = store.workload.take(dict(store.rows), store.catalogue.own_indexes)
         busy = seen.shapes or seen.indexes or any(row.writes_per_s for row in seen.tables)
         return seen if busy or self._settling is not None else None
 
@@ -50,7 +39,7 @@ class IndexTuner(OodaLoop[Observation, Picture, Decision]):
 
     def decide(self, picture: Picture) -> Decision | None:
         """The one change that helps most, or none."""
-        return benefit.decide(picture, idle_s=self._idle_s)
+        return benefit.decide(picture, held=self.held, idle_s=self._idle_s)
 
     def cost(self, picture: Picture, decision: Decision) -> float | None:
         """CPU seconds per call of the queries concerned; see benefit.cost."""
@@ -60,11 +49,7 @@ class IndexTuner(OodaLoop[Observation, Picture, Decision]):
         """Make or drop the index. Writes wait meanwhile, reads do not."""
         match decision:
             case CreateIndex(spec):
-                try:
-                    self._store.create_index(spec)
-                except Exception:
-                    self._refuse(spec)
-                    raise
+                self._store.create_index(spec)
             case DropIndex(spec):
                 self._store.drop_index(spec)
 
@@ -72,12 +57,6 @@ class IndexTuner(OodaLoop[Observation, Picture, Decision]):
         """Take it back."""
         match decision:
             case CreateIndex(spec):
-                self._refuse(spec)
                 self._store.drop_index(spec)
             case DropIndex(spec):
                 self._store.create_index(spec)
-
-    def _refuse(self, spec: IndexSpec) -> None:
-        """Have decide() look past this one for a while: the loop would only hold it, and try no other."""
-        _, earlier_s = self._refused.get(spec, (0.0, self.hold_off_s / 2))
-        self._refused[spec] = (self._clock() + 2 * earlier_s, 2 * earlier_s)

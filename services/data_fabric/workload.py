@@ -136,9 +136,7 @@ class Workload:
             if known is not None:
                 known.plan, known.planned_for = plan, generation
 
-    def take(
-        self, tables: Mapping[str, int], own: Mapping[str, IndexSpec], refused: tuple[IndexSpec, ...] = ()
-    ) -> Observation:
+    def take(self, tables: Mapping[str, int], own: Mapping[str, IndexSpec]) -> Observation:
         """Close the present period; return the window that ends with it.
 
         tables gives rows by table, own the tuner's indexes by name.
@@ -168,7 +166,6 @@ class Workload:
                 indexes=tuple(
                     IndexRow(name=name, spec=spec, idle_s=now_s - self._used_s[name]) for name, spec in own.items()
                 ),
-                refused=refused,
             )
 
     def _row(self, shape: str, part: _Sums, latest: _Sums | None, span_s: float) -> ShapeRow:

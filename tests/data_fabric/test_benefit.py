@@ -68,7 +68,6 @@ def there(idle_s: float = 0.0) -> tuple[IndexRow, ...]:
         (seen(row(fullscan_steps=0, autoindexes=1)), CreateIndex(SPEC)),
         (seen(row(rows=28_000, vm_steps=280_000)), None),
         (seen(SCAN, indexes=there()), None),
-        (seen(SCAN, refused=(SPEC,)), None),
         (seen(SCAN, rows=MAX_TABLE_ROWS + 1), None),
         (seen(indexes=there(IDLE_S + 1)), DropIndex(SPEC)),
         (seen(indexes=there(IDLE_S - 1)), None),
@@ -81,6 +80,17 @@ def there(idle_s: float = 0.0) -> tuple[IndexRow, ...]:
 def test_decide(observation: Observation, decision: object) -> None:
     """One change, or none."""
     assert decide(orient(observation)) == decision
+
+
+def test_what_is_held_gives_way_to_the_next_best() -> None:
+    """Indexes that did not help or could not be made, and drops that were missed."""
+    other = IndexSpec("t", (("b", False),))
+    wanted = seen(row(calls_per_s=20.0), row(candidates=(other,)))
+    assert decide(orient(wanted)) == CreateIndex(SPEC)
+    assert decide(orient(wanted), held={CreateIndex(SPEC)}) == CreateIndex(other)
+    assert decide(orient(wanted), held={CreateIndex(SPEC), CreateIndex(other)}) is None
+    unused = seen(row(candidates=(other,)), indexes=there(IDLE_S + 1))
+    assert decide(orient(unused), held={DropIndex(SPEC)}) == CreateIndex(other)
 
 
 def test_the_best_prospect_is_chosen() -> None:

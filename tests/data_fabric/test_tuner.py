@@ -30,7 +30,7 @@ class Bench:
         self.store = Store(directory)
         self.store.open()
         self.store.workload = Workload(clock=lambda: self.now_s)
-        self.tuner = IndexTuner(self.store, clock=lambda: self.now_s)
+        self.tuner = IndexTuner(self.store)
         self.reader = self.store.reader()
 
     def load(self, name: str, text: str) -> None:
@@ -253,8 +253,8 @@ def test_the_tuner_knows_its_indexes_after_a_restart(airports: Bench) -> None:
     again.close()
 
 
-def test_an_action_that_fails_is_recorded_and_another_is_tried(airports: Bench) -> None:
-    """The table is dropped between decision and action."""
+def test_an_action_that_fails_is_recorded_and_not_tried_again(airports: Bench) -> None:
+    """For as long as one that was undone; meanwhile another may be."""
     real = airports.store.create_index
 
     def gone(spec: Any) -> None:
@@ -263,7 +263,7 @@ def test_an_action_that_fails_is_recorded_and_another_is_tried(airports: Bench) 
 
     airports.store.create_index = gone  # type: ignore[method-assign]
     airports.seconds(6, lambda: [airports.ask(TOP_20, country) for country in COUNTRIES])
-    assert airports.verdicts[0] == ("CreateIndex", "failed")
+    assert airports.verdicts == [("CreateIndex", "failed")]
     assert airports.indexes == []
 
 
