@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,16 @@ from typing import NamedTuple
 
 from bus.endpoints import RunDir, RunDirError, prepare
 from cli import conf
+from cli.belonging import UP_LOCK, supervisords
+from cli.context import say
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordSilent
 
 _DAEMONISED_WITHIN_S = 30.0
 _LOG_LINES = 8
+_LOOK_S = 0.1
+_LISTENS_WITHIN_S = 3.0
+"""A supervisord that begins does not listen yet, and one that ends no longer, for less than this."""
 
 
 class Plan(NamedTuple):
@@ -86,18 +92,50 @@ def _check(found: conf.Conf, original: Path, place: RunDir) -> None:
 
 
 @contextmanager
-def made_ready(run_dir: RunDir) -> Iterator[None]:
-    """The run directory, made and fit, and this cdnctl the only one that starts something in it."""
+def made_ready(run_dir: RunDir, deadline_s: float) -> Iterator[None]:
+    """The run directory, made and fit, and this cdnctl the only one that starts or ends something in it."""
     try:
         prepare(run_dir)
-        fd = os.open(run_dir.lock("cdnctl-up"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except (RunDirError, OSError) as error:
+    except RunDirError as error:
         raise Problem(str(error), Exit.FAILED) from error
+    with alone(run_dir, deadline_s, "start a fleet", Exit.FAILED):
+        yield
+
+
+@contextmanager
+def alone(run_dir: RunDir, deadline_s: float, doing: str, too_late: Exit) -> Iterator[None]:
+    """This cdnctl is the only one that starts or ends something there; where nothing was started, there is no other.
+
+    ``doing`` completes "cannot …". Raises Problem if another one takes longer than until the deadline.
+    """
+    path = run_dir.lock(UP_LOCK)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise Problem(f"cannot {doing} in {run_dir.path}: {error.strerror}: {path}", Exit.FAILED) from error
+    try:
+        waits = False
+        while not _locked(fd):
+            if not waits:
+                say(f"waiting for another cdnctl, which is about to start or end the fleet in {run_dir.path}")
+                waits = True
+            if time.monotonic() > deadline_s:
+                raise Problem(f"cannot {doing}: another cdnctl is still at it; find it with: fuser {path}", too_late)
+            time.sleep(_LOOK_S)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def running(planned: Plan) -> int | None:
@@ -105,12 +143,18 @@ def running(planned: Plan) -> int | None:
 
     Raises Problem if it does not answer, or runs another configuration.
     """
-    try:
-        pid = Supervisord(planned.run_dir).pid()
-    except NoSupervisord:
-        return None
-    except SupervisordSilent as error:
-        raise Problem(f"cannot start a fleet in {planned.run_dir.path}: {error}", Exit.FAILED) from error
+    deadline_s = time.monotonic() + _LISTENS_WITHIN_S
+    while (pid := _answering(planned)) is None:
+        living = supervisords(planned.run_dir)
+        if not living:
+            return None
+        if time.monotonic() > deadline_s:
+            raise Problem(
+                f"cannot start a fleet in {planned.run_dir.path}: supervisord {living[0]} runs there, and does not "
+                f"listen on {planned.run_dir.supervisor}; end it with: cdnctl down",
+                Exit.FAILED,
+            )
+        time.sleep(_LOOK_S)
     other = _configuration_of(pid, planned)
     if other is not None and not _is_same(other, planned.original):
         raise Problem(
@@ -119,6 +163,15 @@ def running(planned: Plan) -> int | None:
             Exit.FAILED,
         )
     return pid
+
+
+def _answering(planned: Plan) -> int | None:
+    try:
+        return Supervisord(planned.run_dir).pid()
+    except NoSupervisord:
+        return None
+    except SupervisordSilent as error:
+        raise Problem(f"cannot start a fleet in {planned.run_dir.path}: {error}", Exit.FAILED) from error
 
 
 def _configuration_of(pid: int, planned: Plan) -> Path | None:

@@ -6,19 +6,23 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from bus.endpoints import RunDir
+from cli.belonging import belonging, topmost
 from cli.context import json_option, run_dir_of, say, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of, recorded_pid
-from cli.orphans import orphans
+from cli.launching import alone
 from cli.progress import Mark, Progress
 from cli.rendering import json_line
 
 _LOOK_S = 0.1
+_GRACE_S = 15.0
+"""From asking a process without a supervisord to end to killing it: what supervisord.conf gives, too."""
 
 
 @click.command("down")
@@ -29,8 +33,8 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
     """Stop every service, then supervisord.
 
     supervisord stops its programs in reverse order, each of which drains; this returns when all processes are
-    gone, so that the next cdnctl up finds nothing in its way. Services that outlived a supervisord which was
-    killed are told to end, too.
+    gone, so that the next cdnctl up finds nothing in its way. A supervisord whose socket is gone is ended, too, and
+    so are services that outlived theirs, by force if they have not ended after 15 s.
 
     Exit code: 0 nothing runs any more, also if nothing did; 1 supervisord does not answer; 124 something still
     ran when the time was over.
@@ -43,26 +47,16 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
     run_dir = run_dir_of(ctx)
     deadline_s = time.monotonic() + timeout_s
     ended: list[str] = []
-    found = _shut_down(run_dir)
-    if found:
-        _wait(found, deadline_s, timeout_s, ended)
-    if left := orphans(run_dir):
-        say(f"no supervisord runs in {run_dir.path}, but its services do: ending {', '.join(left)}")
-        fds = _opened(left)
-        for fd in fds.values():
-            _terminate(fd)
-        _wait(fds, deadline_s, timeout_s, ended)
-        if held := orphans(run_dir):
-            locks = " ".join(str(run_dir.lock(name)) for name in held)
-            raise Problem(
-                f"cannot end {', '.join(held)}: a process holds its lock; find it with: fuser {locks}", Exit.FAILED
-            )
-    if as_json:
-        write(json_line({"schema_version": 1, "ended": ended}))
-    elif not ended:
-        say(f"already down: no fleet runs in {run_dir.path}")
-    else:
-        say(f"down: {len(ended)} processes have ended in {run_dir.path}")
+    with alone(run_dir, deadline_s, "end the fleet", Exit.TIMED_OUT):
+        if found := _shut_down(run_dir):
+            wait(found, deadline_s, timeout_s, ended)
+        _end_what_is_left(run_dir, deadline_s, timeout_s, ended)
+        if as_json:
+            write(json_line({"schema_version": 1, "ended": ended}))
+        elif not ended:
+            say(f"already down: no fleet runs in {run_dir.path}")
+        else:
+            say(f"down: {len(ended)} processes have ended in {run_dir.path}")
     return Exit.OK
 
 
@@ -84,6 +78,25 @@ def _shut_down(run_dir: RunDir) -> dict[str, int]:
     return fds
 
 
+def _end_what_is_left(run_dir: RunDir, deadline_s: float, timeout_s: float, ended: list[str]) -> None:
+    """End each supervisord that cannot be reached, then what has none any more, until there is nothing."""
+    while left := belonging(run_dir):
+        if time.monotonic() > deadline_s:
+            raise _too_late([process.name for process in left], timeout_s)
+        if lost := {f"supervisord {process.pid}": process.pid for process in left if process.is_supervisord}:
+            say(f"{', '.join(lost)} cannot be reached at {run_dir.supervisor}: ending it, which ends its services")
+            fds = _opened({**lost, **{f"pid {pid}": pid for top in lost.values() for pid in _children(top)}})
+            told, kill_at_s = {name: fd for name, fd in fds.items() if name in lost}, None
+        else:
+            fds = told = _opened(topmost(left))
+            kill_at_s = time.monotonic() + _GRACE_S
+            if fds:
+                say(f"no supervisord runs in {run_dir.path}, but its services do: ending {', '.join(fds)}")
+        for name, fd in told.items():
+            _tell(name, fd, signal.SIGTERM)
+        wait(fds, deadline_s, timeout_s, ended, kill_at_s=kill_at_s)
+
+
 def _children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -102,14 +115,18 @@ def _opened(pids: dict[str, int]) -> dict[str, int]:
     return fds
 
 
-def _terminate(fd: int) -> None:
+def _tell(name: str, fd: int, number: signal.Signals) -> None:
     try:
-        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        signal.pidfd_send_signal(fd, number)
     except ProcessLookupError:
         return  # it has ended by itself, which is what is wanted
+    except PermissionError as error:
+        raise Problem(f"cannot end {name}: it is another user's; ask that user, or root", Exit.FAILED) from error
 
 
-def _wait(fds: dict[str, int], deadline_s: float, timeout_s: float, ended: list[str]) -> None:
+def wait(
+    fds: dict[str, int], deadline_s: float, timeout_s: float, ended: list[str], *, kill_at_s: float | None = None
+) -> None:
     """Until all of them are gone; raises Problem if that takes too long."""
     left = dict(fds)
     try:
@@ -121,14 +138,23 @@ def _wait(fds: dict[str, int], deadline_s: float, timeout_s: float, ended: list[
                         ended.append(name)
                         show.show(name, "gone", Mark.DONE)
                 show.tick()
-                if left and time.monotonic() > deadline_s:
-                    raise Problem(
-                        f"cannot wait longer: after {timeout_s:g} s {', '.join(left)} still runs; "
-                        f"wait again with cdnctl down",
-                        Exit.TIMED_OUT,
-                    )
+                now_s = time.monotonic()
+                if left and now_s > deadline_s:
+                    raise _too_late(left, timeout_s)
+                if left and kill_at_s is not None and now_s > kill_at_s:
+                    kill_at_s = None
+                    for name, fd in left.items():
+                        show.show(name, f"has not ended within {_GRACE_S:.0f} s: killing it")
+                        _tell(name, fd, signal.SIGKILL)
                 if left:
                     select.select(list(left.values()), [], [], _LOOK_S)
     finally:
         for fd in fds.values():
             os.close(fd)
+
+
+def _too_late(names: Iterable[str], timeout_s: float) -> Problem:
+    return Problem(
+        f"cannot wait longer: after {timeout_s:g} s {', '.join(names)} still runs; wait again with cdnctl down",
+        Exit.TIMED_OUT,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: b
     planned = plan(config, ctx.obj)
     rise = None
     try:
-        with made_ready(planned.run_dir):
+        with made_ready(planned.run_dir, time.monotonic() + timeout_s):
             wanted, title = _begin(planned)
         rise = Rise(planned.run_dir, wanted)
         with Progress(title, wanted, lines=True) as show:

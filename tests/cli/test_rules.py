@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.messages import HealthStatus, LifecyclePhase, OutcomeKind, ProcessState, ServiceView, Verb
+from cli.belonging import Belonging, is_supervisord, name_of, topmost
 from cli.durations import Duration
 from cli.exits import Exit
 from cli.fallback import Process
 from cli.orders import fulfilled
-from cli.orphans import holders
 from cli.readiness import SETTLE_S, Standing, judge
 from cli.selection import exit_of, exit_of_outcomes, is_well, select
 from cli.supervised import SETTLE_S as ENDED_FOR_S
@@ -204,15 +204,53 @@ def test_an_order_that_atlas_left_behind(verb: Verb, now: Process | None, kind: 
     assert fulfilled(verb, view("web", pid=4711), now) is kind
 
 
-def test_holders_of_locks_are_read_from_the_kernel() -> None:
-    """Only flocks on the files asked for, and only by processes of this pid namespace."""
-    table = (
-        "1: POSIX  ADVISORY  WRITE 900 fe:01:77 0 EOF\n"
-        "2: FLOCK  ADVISORY  WRITE 901 fe:01:77 0 EOF\n"
-        "2: -> FLOCK  ADVISORY  WRITE 905 fe:01:77 0 EOF\n"
-        "3: FLOCK  ADVISORY  WRITE 902 fe:02:77 0 EOF\n"
-        "4: FLOCK  ADVISORY  WRITE 0 fe:01:78 0 EOF\n"
-    )
-    inodes = {(0xFE, 1, 77): "web", (0xFE, 1, 78): "elsewhere"}
-    assert holders(table, inodes) == {"web": 901}
-    assert Path("/proc/locks").exists()
+RUN = Path("/srv/run")
+STARTED = {"SUPERVISOR_ENABLED": "1", "SUPERVISOR_PROCESS_NAME": "web", "CDN_RUN_DIR": "/srv/run"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "opened", "name"),
+    [
+        ({}, [], None),
+        ({"CDN_RUN_DIR": "/srv/run"}, ["/srv/run/web.log"], None),  # an operator's editor
+        (STARTED, [], "web"),
+        ({**STARTED, "CDN_RUN_DIR": "/srv/run/"}, [], "web"),
+        ({**STARTED, "CDN_RUN_DIR": "/srv/run2"}, [], None),
+        ({"SUPERVISOR_ENABLED": "1", "CDN_RUN_DIR": "/srv/run"}, [], ""),
+        ({}, ["/srv/run/locks/web.lock"], "web"),
+        ({}, ["/srv/run/locks/bus.lock", "/srv/run/locks/atlas.lock"], "atlas"),
+        ({}, ["/srv/run/locks/cdnctl-up.lock", "/srv/run/locks/bus.lock"], None),
+        ({}, ["/srv/run2/locks/web.lock", "/srv/run/locks/web.txt"], None),
+    ],
+)
+def test_who_belongs_to_a_run_directory(environ: dict[str, str], opened: list[str], name: str | None) -> None:
+    """Only who has a lock of it, or was started for it by a supervisord."""
+    assert name_of(environ, [Path(path) for path in opened], RUN) == name
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        (b"/v/bin/python /v/bin/supervisord -c x", True),
+        (b"supervisord", True),
+        (b"python -m supervisor.supervisord -n", True),
+        (b"vim supervisord.conf", False),
+        (b"supervisorctl -c supervisord.conf", False),
+        (b"", False),
+    ],
+)
+def test_who_is_a_supervisord(line: bytes, is_one: bool) -> None:
+    """By its command line."""
+    assert is_supervisord(line.split(b" ")) is is_one
+
+
+def test_only_the_topmost_are_told_to_end() -> None:
+    """A service ends its own children; each is named once."""
+    found = [
+        Belonging(2, 1, "web", False),
+        Belonging(3, 2, "web", False),
+        Belonging(4, 3, "web", False),
+        Belonging(5, 1, "web", False),
+        Belonging(6, 1, "job", False),
+    ]
+    assert topmost(found) == {"web": 2, "web (pid 5)": 5, "job": 6}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cli.commands.down import wait
 from cli.exits import Exit
 from tests.cli.support import CDNCTL, cdnctl, ended_afterwards, services_of, write_conf
 from tests.support import BIN, environment, kill_tree, short_dir, until
@@ -266,19 +269,81 @@ def test_down_ends_what_outlived_its_supervisord(home: Path) -> None:
     assert is_gone(survivor.pid)
 
 
-def test_down_does_not_claim_what_it_cannot_do(home: Path) -> None:
-    """A lock whose taker is gone is held by a process that the kernel does not name: that is told, exit 1."""
+def test_down_ends_who_was_not_seen_to_take_its_lock(home: Path) -> None:
+    """A lock whose taker is gone is held by who inherited it, which the kernel's table of locks does not tell."""
     write_conf(home, {"odd": "sh -c 'exec 9>%(here)s/run/locks/odd.lock; flock -n 9; exec sleep 1000'"})
     assert up(home).returncode == Exit.OK
     holder = psutil.Process(supervisord_pid(home / "run")).children()[0]
-    try:
-        until(lambda: holder.name() == "sleep")
-        os.kill(supervisord_pid(home / "run"), signal.SIGKILL)
+    until(lambda: holder.name() == "sleep")
+    os.kill(supervisord_pid(home / "run"), signal.SIGKILL)
+    done = down(home)
+    assert done.returncode == Exit.OK, done.stderr
+    assert "ending odd" in done.stderr
+    assert is_gone(holder.pid)
+
+
+def test_down_ends_what_has_no_lock_yet_and_leaves_an_operators_shell(home: Path) -> None:
+    """Killed together with supervisord's start, services live on that have claimed nothing: they are ended in order.
+
+    Whoever only has CDN_RUN_DIR in its environment is no service.
+    """
+    write_conf(home, {"early": "sh -c 'sleep 1000; :'", "two": "sleep 1000"})
+    assert up(home).returncode == Exit.OK
+    services = psutil.Process(supervisord_pid(home / "run")).children(recursive=True)
+    os.kill(supervisord_pid(home / "run"), signal.SIGKILL)
+    with subprocess.Popen(["sleep", "1000"], env=environment(home / "run"), cwd=home / "run") as shell:
         done = down(home)
-        assert done.returncode == Exit.FAILED
-        assert f"fuser {home / 'run' / 'locks' / 'odd.lock'}" in done.stderr
-    finally:
-        kill_tree(holder.pid)
+        assert shell.poll() is None
+        shell.kill()
+    assert done.returncode == Exit.OK, done.stderr
+    assert "no supervisord runs in" in done.stderr
+    assert "early" in done.stderr
+    assert all(is_gone(service.pid) for service in services)
+    assert "already down" in down(home).stderr
+
+
+def test_a_supervisord_whose_socket_is_gone_is_found(home: Path) -> None:
+    """Up starts no second one beside it; down ends it, and with it its services."""
+    write_conf(home, PLAIN)
+    assert up(home).returncode == Exit.OK
+    pid = supervisord_pid(home / "run")
+    services = psutil.Process(pid).children()
+    (home / "run" / "supervisor.sock").unlink()
+    (home / "run" / "supervisord.pid").unlink()
+    again = up(home)
+    assert again.returncode == Exit.FAILED
+    assert f"supervisord {pid} runs there, and does not listen" in again.stderr
+    assert "cdnctl down" in again.stderr
+    done = down(home)
+    assert done.returncode == Exit.OK, done.stderr
+    assert f"supervisord {pid} cannot be reached" in done.stderr
+    assert "down: 3 processes have ended" in done.stderr
+    assert is_gone(pid)
+    assert all(is_gone(service.pid) for service in services)
+
+
+def test_down_waits_for_an_up_that_has_begun(home: Path) -> None:
+    """It does not find the run directory empty while supervisord is about to start; in the end nothing runs."""
+    write_conf(home, PLAIN)
+    assert up(home).returncode == Exit.OK
+    assert down(home).returncode == Exit.OK
+    env = {key: value for key, value in environment(home).items() if key != "CDN_RUN_DIR"}
+    with (home / "run" / "locks" / "cdnctl-up.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # an up that is about to start supervisord
+        late = cdnctl(home, "down", "--timeout", "200ms", cwd=home, env=NO_RUN_DIR)
+        assert late.returncode == Exit.TIMED_OUT
+        assert f"fuser {home / 'run' / 'locks' / 'cdnctl-up.lock'}" in late.stderr
+        with subprocess.Popen([str(CDNCTL), "down"], cwd=home, env=env, stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            assert "waiting for another cdnctl" in waiting.stderr.readline()
+            command = [str(BIN / "supervisord"), "-c", str(home / "supervisord.conf")]
+            subprocess.run(command, env=env, check=True)
+            pid = until(lambda: supervisord_pid(home / "run"))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            said = waiting.stderr.read()
+    assert waiting.returncode == Exit.OK, said
+    assert "down: 3 processes have ended" in said
+    assert is_gone(pid)
 
 
 def test_down_says_what_still_runs(home: Path) -> None:
@@ -313,3 +378,16 @@ def test_a_fleet_of_which_nothing_is_to_be_started(home: Path) -> None:
     done = up(home)
     assert done.returncode == Exit.OK, done.stderr
     assert done.stdout.splitlines()[-1] == "1 stopped"
+
+
+def test_what_does_not_heed_sigterm_is_killed_in_the_end() -> None:
+    """When the grace is over, which is told; down ends well."""
+    deaf = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1); time.sleep(1000)"]
+    with subprocess.Popen([*deaf[:1], "-u", *deaf[1:]], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        ended: list[str] = []
+        now_s = time.monotonic()
+        wait({"deaf": os.pidfd_open(process.pid)}, now_s + 60, 60, ended, kill_at_s=now_s)
+    assert ended == ["deaf"]
+    assert process.returncode == -signal.SIGKILL
