@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,10 +54,38 @@ def screen_of(stream: Any) -> Screen:
 
 
 def write(lines: Sequence[str] | str) -> None:
-    """What was asked for, on stdout."""
+    """What was asked for, on stdout. Raises Problem if it cannot be written, BrokenPipeError if the reader has gone."""
     text = lines if isinstance(lines, str) else "\n".join(lines)
     if text:
-        click.echo(text, color=True)  # painted only where the screen has colours
+        with _writing():
+            click.echo(text, color=True)  # painted only where the screen has colours
+
+
+def write_bytes(content: bytes) -> None:
+    """The same for what is bytes already, such as a log, and has its line ends."""
+    with _writing():
+        left = memoryview(content)
+        while left:  # with PYTHONUNBUFFERED a part of it may be all that is written at once
+            left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Problem(f"cannot write to stdout: {error.strerror}", Exit.FAILED) from error
+
+
+def watch_reader(within_s: float) -> None:
+    """Return after that time; raises BrokenPipeError at once when nobody can read stdout any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors and hang-ups are always told
+    if poll.poll(within_s * 1000):
+        raise BrokenPipeError
 
 
 def stdout_screen() -> Screen:

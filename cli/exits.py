@@ -24,6 +24,8 @@ class Exit(IntEnum):
     """As timeout(1)."""
     INTERRUPTED = 130
     """128 + SIGINT."""
+    READER_GONE = 141
+    """128 + SIGPIPE: whoever read what it prints has gone, as after ``| head -1``."""
 
 
 class Problem(click.ClickException):

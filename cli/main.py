@@ -40,6 +40,7 @@ Exit codes:
   1  the action failed, even partly     3  something is not running or not healthy
   2  usage                              4  unknown service, or state unobtainable
   124  timed out                        130  interrupted
+  141  whoever read the output has gone
 """
 
 
@@ -57,6 +58,14 @@ class LazyGroup(click.Group):
         module = __import__(f"cli.commands.{cmd_name}", fromlist=["command"])
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run it. click would make the same 1 of a reader that has gone as of a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            _forget_stdout()
+            raise click.exceptions.Exit(Exit.READER_GONE) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table above, so that help imports no command."""
@@ -98,6 +107,14 @@ def _width() -> int:
     return max(min(columns or 80, 80) - 2, 50)
 
 
+def _forget_stdout() -> None:
+    """What could not be written is not tried again at the end, which would be told in many lines."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run cdnctl; return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -107,7 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cdnctl.main(args=arguments, prog_name="cdnctl", standalone_mode=False, terminal_width=_width())
     except click.ClickException as error:
         error.show()
+        if isinstance(error.__cause__, OSError):
+            _forget_stdout()
         return error.exit_code
+    except OSError as error:  # of something that nobody foresaw: a full disk, no rights, no more files
+        _forget_stdout()
+        click.echo(f"cdnctl: cannot go on: {error}", err=True)
+        return Exit.FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("cdnctl: interrupted", err=True)
         return Exit.INTERRUPTED

@@ -12,7 +12,7 @@ from bus.messages import Event
 from bus.subscriber import Subscriber
 from bus.topics import EVENT
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
-from cli.context import names_argument, run_dir_of, say, stdout_screen, write
+from cli.context import names_argument, run_dir_of, say, stdout_screen, watch_reader, write
 from cli.exits import Exit, Problem
 from cli.rendering import (
     EVENT_COLUMNS,
@@ -110,5 +110,6 @@ def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], as_
         show(event)
     while True:
         message = feed.receive(_WAKE_S)
+        watch_reader(0.0)
         if isinstance(message, Event) and _wanted([message], names):
             show(message)

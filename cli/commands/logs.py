@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from bus.endpoints import RunDir
-from cli.context import names_argument, run_dir_of, say, stdout_screen, unknown_names
+from cli.context import names_argument, run_dir_of, say, stdout_screen, unknown_names, watch_reader, write_bytes
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
 from cli.rendering import Screen, json_line, paint
@@ -57,7 +55,7 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
                 if not path.exists():
                     say(f"{name} has written no log yet ({path})")
         while follow:
-            time.sleep(_LOOK_S)
+            watch_reader(_LOOK_S)
             for name, tail in tails.items():
                 writer.write(name, tail.more())
     finally:
@@ -83,13 +81,14 @@ class _Writer:
         """Whole lines; a last one without its end is ended."""
         if not text:
             return
+        lines = []
         for line in text.splitlines():
             if self._as_json:
                 shown = json_line({"name": name, "line": line.decode(errors="replace")}).encode()
             else:
                 shown = self._prefixes[name] + line
-            sys.stdout.buffer.write(shown + b"\n")
-        sys.stdout.buffer.flush()
+            lines.append(shown + b"\n")
+        write_bytes(b"".join(lines))
 
 
 def _chosen(run_dir: RunDir, names: Sequence[str]) -> dict[str, Path]:

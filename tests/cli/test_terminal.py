@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.endpoints import RunDir
-from bus.messages import HealthStatus, OrderAccepted, OrderProgress, OrderRequest
+from bus.messages import Event, HealthStatus, OrderAccepted, OrderProgress, OrderRequest
 from cli.exits import Exit
 from cli.progress import Mark, fold
 from tests.cli.fake_atlas import FakeAtlas, Replies
@@ -26,6 +26,9 @@ from tests.cli.support import CDNCTL, cdnctl, view
 from tests.support import environment, until
 
 FLEET = [view("atlas", uptime_s=100.0), view("web", health=HealthStatus.UNHEALTHY, reason="its store is gone " * 8)]
+HAPPENED = Event(
+    id="e", source="atlas", incarnation=1, seq=1, time_s=1.0, host="h", instance="web", kind="state", text="up"
+)
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -144,24 +147,55 @@ def test_another_encoding_breaks_nothing(run_dir: RunDir) -> None:
     assert "#1 \\u2192 #2" in done.stdout
 
 
-def test_a_reader_that_leaves_is_no_error(run_dir: RunDir) -> None:
-    """`cdnctl logs … | head -1` says nothing on stderr."""
-    (run_dir.path / "web.log").write_text("line\n" * 200_000)
-    with subprocess.Popen(
-        [str(CDNCTL), "logs", "web", "-n", "200000"],
-        env=environment(run_dir.path),
-        cwd=run_dir.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as logs:
-        assert logs.stdout is not None
-        assert logs.stderr is not None
-        logs.stdout.readline()
-        logs.stdout.close()
-        said = logs.stderr.read()
-    assert "Traceback" not in said
-    assert "Broken" not in said
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["logs", "web", "-n", "200000"],
+        ["logs", "web", "-f", "-n", "200000"],
+        ["logs", "web", "-f", "-n", "5"],  # nothing is written any more: it is seen all the same
+        ["events", "-f"],
+    ],
+)
+def test_a_reader_that_leaves_ends_it_quietly(run_dir: RunDir, arguments: list[str]) -> None:
+    """`cdnctl logs -f … | head -1` ends as other programs do there, with nothing on stderr."""
+    (run_dir.path / "web.log").write_text(("line " * 20 + "\n") * 200_000)
+    with (
+        FakeAtlas(run_dir, FLEET, events=[HAPPENED]),
+        subprocess.Popen(
+            [str(CDNCTL), *arguments],
+            env=environment(run_dir.path),
+            cwd=run_dir.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == Exit.READER_GONE
+    assert [line for line in said.splitlines() if "cannot ask supervisord where the logs are" not in line] == []
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["events"], ["logs", "web"], ["--help"]])
+def test_output_that_cannot_be_written_is_told(run_dir: RunDir, arguments: list[str]) -> None:
+    """In one line, exit 1: a full disk is no reason for a traceback."""
+    (run_dir.path / "web.log").write_text("line\n")
+    with FakeAtlas(run_dir, FLEET, events=[HAPPENED]), open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [str(CDNCTL), *arguments],
+            env=environment(run_dir.path),
+            cwd=run_dir.path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = [line for line in done.stderr.splitlines() if "cannot ask supervisord where the logs are" not in line]
+    assert done.returncode == Exit.FAILED
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
 
 
 @given(st.lists(st.sampled_from(Mark), min_size=1, max_size=40), st.integers(1, 30))
