@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 
 from cdn_daemon.warden import procfs
@@ -21,6 +22,8 @@ ABORT_GRACE_S = 0.2
 
 _SWEEP_S = 5.0
 """How long after an end its leftovers are looked for: a fork bomb's last children may come late."""
+
+_LAST_SWEEPS, _LAST_SWEEP_S = 50, 0.01
 
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h"""
@@ -78,18 +81,32 @@ class Bailiff:
             pass  # the group is empty: it left nothing behind
         self._sweeping[mark] = now_s + _SWEEP_S
 
-    def sweep(self, known_pids: Iterable[int], now_s: float) -> None:
-        """Kill what has come to us from those that ended, with all below it."""
+    def sweep(self, known_pids: Iterable[int], now_s: float) -> int:
+        """Kill what has come to us from those that ended, with all below it; how many there were."""
         if not self._sweeping:
-            return
-        known = set(known_pids)
+            return 0
+        known, before = set(known_pids), self.swept
         for pid in procfs.children(os.getpid()):
             if pid not in known:
                 self._sweep_one(pid)
         self._sweeping = {mark: until_s for mark, until_s in self._sweeping.items() if now_s < until_s}
+        return self.swept - before
+
+    def sweep_out(self, known_pids: Iterable[int], now_s: float) -> None:
+        """As supervisord ends: sweep until nothing is left, and reap it; half a second at most."""
+        for _ in range(_LAST_SWEEPS):
+            found = self.sweep(known_pids, now_s)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    continue
+            except ChildProcessError:
+                return  # no children at all are left
+            if not found:
+                return
+            time.sleep(_LAST_SWEEP_S)
 
     def _sweep_one(self, pid: int) -> None:
-        mark = procfs.environment(pid, "CDN_LIFE")
+        mark = procfs.environment(pid, "CDN_LIFE")  # a zombie has none: it is not killed twice
         if mark not in self._sweeping:
             return
         for each in (pid, *procfs.descendants(pid)):

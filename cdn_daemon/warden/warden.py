@@ -129,11 +129,13 @@ class Warden:
     @guarded(None)
     def close(self) -> None:
         """Give back what supervisord's loop and the kernel hold for us."""
-        if self._node is not None:
-            reach.forget_fd(self._supervisord, self._node.fd)
-            self._node.publish(self.status())
-            self._node.close()
-            self._node = None
+        node, self._node = self._node, None
+        if node is not None:
+            reach.forget_fd(self._supervisord, node.fd)
+            try:
+                node.publish(self.status())
+            finally:
+                node.close()  # whatever happens: under a living ZeroMQ context a reload would abort
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
@@ -141,6 +143,7 @@ class Warden:
             reach.forget_fd(self._supervisord, self._waker.fileno())
             self._waker.close()
             self._waker = None
+        self._bailiff.sweep_out(self._table.pids(), time.monotonic())
 
     @guarded(None)
     def _group_added(self, _event: object) -> None:

@@ -255,6 +255,10 @@ def test_a_fork_storm_goes_with_its_program(run_dir: Path, atlas: FakeAtlas) -> 
         storm = [child.pid for child in psutil.Process(pid).children()]
         os.kill(pid, signal.SIGKILL)
         until(lambda: not any(psutil.pid_exists(each) for each in storm), what="all gone")
+        again = atlas.row("storm", "RUNNING").pid or 0
+        until(lambda: len(psutil.Process(again).children()) == 100, what="the next storm")
+        storm = [child.pid for child in psutil.Process(again).children()]
+    assert not any(psutil.pid_exists(each) for each in storm)  # nor does supervisord leave any when it ends
 
 
 def test_silence_is_looked_for_in_the_main_process_that_was_named(run_dir: Path, atlas: FakeAtlas) -> None:
