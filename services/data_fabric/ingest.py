@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def check_csv(path: Path, limits: Limits) -> Table:
     return Table(tuple(Column(name, sql_type(kind)) for name, kind in zip(names, kinds, strict=True)), count)
 
 
-def read_csv(path: Path, table: Table, limits: Limits) -> Iterator[tuple[Value, ...]]:
+def read_csv(path: Path, table: Table, limits: Limits) -> Generator[tuple[Value, ...], None, None]:
     """The rows of a file that check_csv has passed."""
     types = [column.type for column in table.columns]
     rows = _csv_rows(path, limits)
@@ -202,7 +202,7 @@ def check_ndjson(path: Path, limits: Limits) -> Table:
     return Table(tuple(columns), count)
 
 
-def read_ndjson(path: Path, table: Table, limits: Limits) -> Iterator[tuple[Value, ...]]:
+def read_ndjson(path: Path, table: Table, limits: Limits) -> Generator[tuple[Value, ...], None, None]:
     """The rows of a file that check_ndjson has passed."""
     names = [column.name for column in table.columns]
     for _, row in _ndjson_rows(path, limits):

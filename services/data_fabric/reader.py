@@ -17,6 +17,7 @@ from urllib.parse import quote
 import apsw
 from msgspec import Struct
 
+from services.data_fabric import disk
 from services.data_fabric.catalogue import Catalogue
 from services.data_fabric.errors import RefusedError
 from services.data_fabric.infer import Value
@@ -232,6 +233,8 @@ class Reader:
     def _refusal(self, error: Exception, query: Query) -> Exception:
         said = str(error)
         match error:
+            case apsw.FullError() | apsw.IOError() if disk.is_full(error, self.connection):
+                return RefusedError(507, "cannot run this: no space left for SQLite's temporary files", value=query.sql)
             case apsw.InterruptError():
                 if self._cancelled:
                     return CancelledError("the client is gone")

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
-from services.data_fabric import answers
+from services.data_fabric import answers, disk
 from services.data_fabric.api import (
     AttachRequest,
     InsertAnswer,
@@ -170,12 +171,16 @@ class Fabric:
                     async for chunk in _chunks(request, self.limits.upload_bytes, self.limits.upload_s):
                         waiting += chunk
                         if len(waiting) >= SPOOL_BYTES:
-                            await asyncio.to_thread(file.write, waiting)
+                            await asyncio.to_thread(_write_all, file, waiting)
                             waiting = bytearray()
-                    await asyncio.to_thread(file.write, waiting)
+                    await asyncio.to_thread(_write_all, file, waiting)
                 return await asyncio.to_thread(self.store.load, name, kind, Path(spooled), replace=replace)
             finally:
                 os.unlink(spooled)
+        except OSError as error:
+            if disk.is_full(error):
+                raise disk.refusal(self.store.spool) from error
+            raise
         finally:
             self._uploads -= 1
 
@@ -291,6 +296,13 @@ async def _chunks(request: Request, limit: int, within_s: float) -> AsyncIterato
         if size > limit:
             raise too_large
         yield chunk
+
+
+def _write_all(file: FileIO, content: bytearray) -> None:
+    """An unbuffered file takes what there is room for, and says so only by a number."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _decode(body: bytes, type: type[Body]) -> Body:

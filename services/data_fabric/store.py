@@ -9,8 +9,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class Store:
         self.check_free(name, replace)
         if kind == "csv":
             table = ingest.check_csv(path, self.limits)
-            rows: Iterator[tuple[Any, ...]] = ingest.read_csv(path, table, self.limits)
+            rows: Generator[tuple[Any, ...], None, None] = ingest.read_csv(path, table, self.limits)
         else:
             table = ingest.check_ndjson(path, self.limits)
             rows = ingest.read_ndjson(path, table, self.limits)
@@ -131,7 +132,8 @@ class Store:
             connection.executemany(f"INSERT INTO {quoted(name)} VALUES ({places})", rows)
             self._remember(connection, source)
 
-        self.writer.submit(write).result()
+        with closing(rows):  # else a failure keeps the file open, and a full disk full
+            self.writer.submit(write).result()
         self._refresh()
         return source
 
@@ -230,11 +232,13 @@ class Store:
                     raise RefusedError(422, f"cannot insert row {at}: {error}", next="none was inserted") from error
                 except apsw.SQLError as error:  # dropped or replaced, since the request was checked
                     raise RefusedError(409, f"cannot insert into this table: {error}", value=table) from error
-            self.rows[table] = last = connection.last_insert_rowid()
-            self.workload.wrote(table, len(values))
-            return last
+            return connection.last_insert_rowid()
 
-        return self.writer.submit(write)
+        def written(last: int) -> None:
+            self.rows[table] = last
+            self.workload.wrote(table, len(values))
+
+        return self.writer.submit(write, then=written)
 
     # -- the tuner's indexes --------------------------------------------------------------------------------
 

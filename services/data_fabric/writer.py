@@ -10,11 +10,13 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 from msgspec import Struct
 
+from services.data_fabric import disk
 from services.data_fabric.errors import RefusedError
 
 T = TypeVar("T")
@@ -24,6 +26,7 @@ GROUP = 64
 
 class _Write(Struct):
     run: Callable[[apsw.Connection], Any]
+    then: Callable[[Any], None]
     done: Future[Any]
 
 
@@ -40,9 +43,16 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="fabric-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, run: Callable[[apsw.Connection], T], *, urgent: bool = False) -> Future[T]:
+    def submit(
+        self,
+        run: Callable[[apsw.Connection], T],
+        *,
+        then: Callable[[T], None] = lambda _: None,
+        urgent: bool = False,
+    ) -> Future[T]:
         """Have run called with the connection, inside a transaction; the Future ends when that is on disk.
 
+        then is called with what run returned, on the writer's thread, once it is on disk and before the Future ends.
         Raises RefusedError if too many wait already; urgent ones, the service's own, never.
         """
         done: Future[T] = Future()
@@ -53,7 +63,7 @@ class Writer:
                 raise RefusedError(
                     503, "cannot write now: too many writes wait", limit=f"{self._waiting} writes", next="try again"
                 )
-            self._queue.put(_Write(run, done))
+            self._queue.put(_Write(run, then, done))
         return done
 
     def is_alive(self) -> bool:
@@ -91,7 +101,7 @@ class Writer:
                 return
 
     def _commit(self, group: list[_Write]) -> None:
-        answers: list[tuple[Future[Any], Any]] = []
+        answers: list[tuple[_Write, Any]] = []
         failed: list[tuple[Future[Any], BaseException]] = []
         connection = self._connection
         try:
@@ -99,7 +109,7 @@ class Writer:
             for write in group:
                 connection.execute("SAVEPOINT one")
                 try:
-                    answers.append((write.done, write.run(connection)))
+                    answers.append((write, write.run(connection)))
                 except Exception as error:  # it is the asker's, who gets it
                     failed.append((write.done, error))
                     if not connection.in_transaction:  # a full disk ends the whole transaction
@@ -114,7 +124,9 @@ class Writer:
             told = {id(done) for done, _ in failed}
             failed += [(write.done, error) for write in group if id(write.done) not in told]
             answers = []
-        for done, answer in answers:
-            done.set_result(answer)
+        for write, answer in answers:
+            write.then(answer)
+            write.done.set_result(answer)
         for done, raised in failed:
-            done.set_exception(raised)
+            full = disk.is_full(raised, connection)
+            done.set_exception(disk.refusal(Path(connection.filename).parent) if full else raised)

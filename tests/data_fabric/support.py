@@ -6,6 +6,8 @@ import csv
 import http.client
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import uvicorn
 from services.data_fabric.limits import Limits
 from services.data_fabric.server import make_app
 from services.data_fabric.store import Store
-from tests.support import until
+from tests.support import ROOT, environment, free_port, until
 
 AIRPORTS = Path(airportsdata.__file__).with_name("airports.csv")
 TOP_20 = "SELECT icao, name, city, elevation FROM airports WHERE country = ? ORDER BY elevation DESC LIMIT 20"
@@ -91,6 +93,38 @@ def serving(directory: Path, limits: Limits | None = None, files: Path | None = 
         server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()
+
+
+@contextmanager
+def process(run_path: Path) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
+    """The service as its supervisor would start it, ready."""
+    port = free_port()
+    log = (run_path / "service.log").open("ab")
+    service = subprocess.Popen(
+        [sys.executable, "-m", "services.data_fabric"],
+        env=environment(run_path, CDN_PORT=str(port)),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+    log.close()
+    client = Client(port)
+
+    def ready() -> bool:
+        assert service.poll() is None, (run_path / "service.log").read_text()
+        try:
+            return client.call("GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+    try:
+        until(ready, what="the service is ready")
+        yield client, service
+    finally:
+        if service.poll() is None:
+            service.kill()
+        service.wait(30)
 
 
 def as_csv(rows: list[list[Any]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_fabric.test_durability import process
+from tests.data_fabric.support import process
 from tests.support import ROOT
 
 

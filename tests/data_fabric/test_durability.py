@@ -6,47 +6,11 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.data_fabric.support import Client
-from tests.support import ROOT, environment, free_port, until
-
-
-@contextmanager
-def process(run_path: Path) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
-    """The service as its supervisor would start it, ready."""
-    port = free_port()
-    log = (run_path / "service.log").open("ab")
-    service = subprocess.Popen(
-        [sys.executable, "-m", "services.data_fabric"],
-        env=environment(run_path, CDN_PORT=str(port)),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
-    log.close()
-    client = Client(port)
-
-    def ready() -> bool:
-        assert service.poll() is None, (run_path / "service.log").read_text()
-        try:
-            return client.call("GET", "/readyz").status == 200
-        except OSError:
-            return False
-
-    try:
-        until(ready, what="the service is ready")
-        yield client, service
-    finally:
-        if service.poll() is None:
-            service.kill()
-        service.wait(30)
+from tests.data_fabric.support import process
+from tests.support import until
 
 
 def test_every_acknowledged_row_survives_sigkill(run_path: Path) -> None:
