@@ -127,8 +127,9 @@ class CDNDaemon(ServiceDaemon):
         self._address = address
 
     def start(self) -> None:
-        """Begin to tick."""
-        self._thread.start()
+        """Begin to tick, unless it does already; on the main thread."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def post(self, event: LifecycleEvent) -> None:
         """Tell the daemon what happened; it acts on it at once."""

@@ -42,6 +42,8 @@ from cdn_daemon.wsgi import WsgiApp
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+DAEMON_WAITS_S = 0.1
+"""The daemon begins when the server listens, as what it imports would hold up the server; or after this long."""
 LAST_REPORT_S = 2.0
 READY_POLL_S = 0.1
 WSGI_PERIOD_S = 5.0
@@ -163,12 +165,13 @@ class _Host:
                 backlog=BACKLOG,
             ),
         )
-        self._daemon.start()
+        loop.call_later(DAEMON_WAITS_S, self._daemon.start)
         async with self._background():
             await self._server.serve_until_drained(self._socket, self._listening)
             if self._draining is not None:
                 await self._draining
         self._is_done = True
+        self._daemon.start()
         self._daemon.post(LifecycleEvent.DRAINED)
         return await asyncio.to_thread(self._end)
 
@@ -181,6 +184,7 @@ class _Host:
     def _listening(self) -> None:
         host, port = self._socket.getsockname()[:2]
         log.info("%s #%d listens on %s port %d", self._settings.instance, self._claim.incarnation, host, port)
+        self._daemon.start()
         if self._main is not None:
             self._main.begin()
         if self._service.ready_function is None:
@@ -304,6 +308,7 @@ class _Host:
     def fail(self) -> ExitCode:
         """The server raised: say so, and end as a bug."""
         self._notifier.send(STATUS="the server failed", ERRNO=ExitCode.BUG)
+        self._daemon.start()
         self._daemon.post(LifecycleEvent.FAILED)
         return self._end()
 

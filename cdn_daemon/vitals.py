@@ -1,4 +1,4 @@
-"""Processes as the operating system sees them: the only psutil of the embedded daemon.
+"""Processes as the operating system sees them.
 
 Beside a busy main thread every call that lets go of the interpreter lock may
 cost one switch interval (5 ms), so each reading here is one such call or none:
