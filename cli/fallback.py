@@ -14,12 +14,15 @@ import xmlrpc.client
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from bus.endpoints import RunDir
-from bus.messages import HealthStatus, ProcessState, ServiceView
+from bus.messages import HealthStatus, NodeStatus, ProcessRow, ProcessState, ServiceView
 
 TIMEOUT_S = 2.0
 
 # Faults of supervisor/xmlrpc.py
+_UNKNOWN_METHOD = 1
 _SHUTDOWN_STATE = 6
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
@@ -56,6 +59,8 @@ class Process(NamedTuple):
     reason: str
     log: Path | None
     """Where its stdout goes, and its stderr if that is redirected."""
+    restarts: int | None = None
+    """None where there is no warden to count them."""
 
 
 class Program(NamedTuple):
@@ -71,6 +76,7 @@ class Supervisord:
     def __init__(self, run_dir: RunDir, *, timeout_s: float = TIMEOUT_S) -> None:
         self._run_dir = run_dir
         self._timeout_s = timeout_s
+        self._is_stock = False
         self._proxy = xmlrpc.client.ServerProxy(
             "http://supervisord/RPC2", transport=_UnixTransport(run_dir.supervisor, timeout_s)
         )
@@ -80,8 +86,10 @@ class Supervisord:
         return int(self._call("getPID"))
 
     def processes(self) -> list[Process]:
-        """Its table, in order of name."""
-        return sorted((_process(found) for found in self._call("getAllProcessInfo")), key=lambda row: row.name)
+        """Its table, in order of name, with what the warden in it has to say of each."""
+        rows = [_process(found) for found in self._call("getAllProcessInfo")]
+        told = self._by_warden()
+        return sorted((_explained(row, told.get(row.name)) for row in rows), key=lambda row: row.name)
 
     def programs(self) -> list[Program]:
         """What its configuration says of each process."""
@@ -102,9 +110,22 @@ class Supervisord:
         """Have it stop everything, then itself; return at once."""
         self._call("shutdown")
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _by_warden(self) -> dict[str, ProcessRow]:
+        """supervisord's name → the warden's row: nothing from a supervisord without it, or with one of another kind."""
+        if self._is_stock:
+            return {}
         try:
-            return getattr(self._proxy.supervisor, method)(*arguments)
+            status = msgspec.json.decode(self._call("getNodeStatus", space="cdn"), type=NodeStatus)
+        except SupervisordRefused as error:
+            self._is_stock = error.code == _UNKNOWN_METHOD
+            return {}
+        except msgspec.MsgspecError:
+            return {}
+        return {row.name: row for row in status.processes}
+
+    def _call(self, method: str, *arguments: Any, space: str = "supervisor") -> Any:
+        try:
+            return getattr(getattr(self._proxy, space), method)(*arguments)
         except TimeoutError as error:
             raise SupervisordSilent(self._why_silent()) from error
         except xmlrpc.client.Fault as error:
@@ -185,6 +206,13 @@ def _process(found: dict[str, Any]) -> Process:
     )
 
 
+def _explained(process: Process, row: ProcessRow | None) -> Process:
+    """With the warden's reason, which knows the service's last words, if it speaks of the same state."""
+    if row is None or (row.state, row.pid) != (process.state, process.pid):
+        return process
+    return process._replace(reason=row.reason or process.reason, restarts=row.restarts)
+
+
 def _reason(state: ProcessState, found: dict[str, Any]) -> str:
     """Why it is not running, as far as supervisord tells."""
     match state:
@@ -220,7 +248,7 @@ def as_view(process: Process, host: str) -> ServiceView:
         pid=process.pid,
         incarnation=None,
         uptime_s=process.uptime_s,
-        restarts=None,
+        restarts=process.restarts,
         cpu_cores=None,
         rss_bytes=None,
         seen_s=None,

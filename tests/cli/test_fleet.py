@@ -324,3 +324,19 @@ def test_a_port_in_use_is_told_by_up(short_home: Path) -> None:
         assert port in done.stderr
         assert done.stdout.splitlines()[3].split()[:2] == ["gateway-primary", "EXITED"]
         assert fleet.cdnctl("down").returncode == Exit.OK
+
+
+def test_a_wrong_configuration_is_told_by_up_and_status(short_home: Path) -> None:
+    """In the service's own words, although no ATLAS runs that could pass them on."""
+    fleet = Fleet(short_home)
+    with ended_afterwards(fleet.run_dir):
+        up = cdnctl(fleet.home, "up", cwd=fleet.home, env={**CHOOSE, "CDN_PORT": "abc"})
+        status = fleet.cdnctl("status", "--json")
+        assert fleet.cdnctl("down").returncode == Exit.OK
+    assert up.returncode == Exit.FAILED
+    reason = "cannot use CDN_PORT=abc: it must be a number from 0 to 65535"
+    for name in NAMES:
+        (line,) = (line for line in up.stderr.splitlines() if line.startswith(f"cdnctl: {name} is not ready"))
+        assert reason in line
+        assert reason in services_of(status)[name]["reason"]
+        assert services_of(status)[name]["restarts"] == 0
