@@ -214,6 +214,7 @@ def launch(planned: Plan) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=_DAEMONISED_WITHIN_S,
+            umask=0o077,  # supervisord opens its log before it sets the one of its configuration
             text=True,
             errors="replace",
         )

@@ -70,6 +70,7 @@ def test_up_and_down(home: Path) -> None:
     pid = supervisord_pid(home / "run")
     children = psutil.Process(pid).children()
     assert (home / "run").stat().st_mode & 0o777 == 0o700
+    assert (home / "run" / "supervisord.log").stat().st_mode & 0o777 == 0o600
 
     again = up(home, "--json")
     assert again.returncode == Exit.OK
