@@ -134,6 +134,8 @@ class Supervisord:
             raise SupervisordRefused(error.faultCode, f"supervisord says {error.faultString}") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoSupervisord(f"no fleet runs in {self._run_dir.path}; start it: cdnctl up") from error
+        except PermissionError as error:
+            raise SupervisordSilent(f"supervisord on {self._run_dir.supervisor} is another user's") from error
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise SupervisordSilent(f"supervisord on {self._run_dir.supervisor} broke off: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from bus.endpoints import RunDir, host_name
@@ -67,9 +68,25 @@ def _when_whole(run_dir: RunDir, services: tuple[ServiceView, ...]) -> tuple[Ser
 
 
 def refuse_absent(run_dir: RunDir, gone: Exit) -> None:
-    """Raise Problem at once where neither ATLAS nor supervisord has ever made its socket."""
-    if not run_dir.supervisor.exists() and not (run_dir.path / "operators.sock").exists():
+    """Raise Problem at once where neither ATLAS nor supervisord has ever made its socket, or nobody may look."""
+    try:
+        made = [path for path in (run_dir.supervisor, run_dir.path / "operators.sock") if _is_there(path)]
+    except OSError as error:
+        raise Problem(
+            f"cannot look into {run_dir.path}: {error.strerror}; set CDN_RUN_DIR to a run directory of yours",
+            gone,
+        ) from error
+    if not made:
         raise Problem(f"no fleet runs in {run_dir.path}; start it: cdnctl up", gone)
+
+
+def _is_there(path: Path) -> bool:
+    """As Path.exists, which from Python 3.14 on takes no rights for nothing there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def by_supervisord(run_dir: RunDir, doing: str, *, gone: Exit) -> tuple[ServiceView, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -182,3 +183,49 @@ def test_logs_are_followed_across_restarts_and_rotation(run_dir: RunDir) -> None
         assert follower.returncode == Exit.INTERRUPTED
         assert (fleet.run_dir / "counter.log.1").exists()
         assert seen == list(range(seen[0], seen[0] + 150))
+
+
+def be_bound_by_modes() -> None:
+    """Root, too, may then do only what a file's mode lets it: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; refused to others, who need it not
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o755])
+def test_the_fleet_of_another_user(run_dir: RunDir, mode: int) -> None:
+    """One line that says so, whether the directory or only the sockets in it are closed; nothing is done."""
+    with Supervisord(run_dir.path, {"sleeper": {"command": SLEEP}}, warden=False) as fleet:
+        pid = fleet.pid("sleeper")
+        for path in (run_dir.supervisor, run_dir.path / "locks"):
+            path.chmod(0o000)
+        (run_dir.path / "sleeper.log").chmod(0o000)
+        run_dir.path.chmod(mode)
+        try:
+            for arguments, code in (
+                (["status"], Exit.UNKNOWN),
+                (["status", "--json"], Exit.UNKNOWN),
+                (["events"], Exit.UNKNOWN),
+                (["events", "-f"], Exit.UNKNOWN),
+                (["logs", "sleeper"], Exit.UNKNOWN),
+                (["start", "sleeper"], Exit.FAILED),
+                (["stop", "sleeper"], Exit.FAILED),
+                (["restart", "sleeper"], Exit.FAILED),
+                (["down"], Exit.FAILED),
+            ):
+                done = subprocess.run(
+                    [str(CDNCTL), *arguments],
+                    env=environment(run_dir.path, HOME="/"),
+                    cwd="/",
+                    capture_output=True,
+                    text=True,
+                    preexec_fn=be_bound_by_modes,
+                )
+                assert done.returncode == code, (arguments, done.stderr)
+                assert "Traceback" not in done.stderr
+                assert len(done.stderr.splitlines()) <= 2, (arguments, done.stderr)
+                assert done.stdout == ""
+        finally:
+            run_dir.path.chmod(0o700)
+            run_dir.supervisor.chmod(0o700)
+            (run_dir.path / "locks").chmod(0o700)
+        assert fleet.pid("sleeper") == pid
