@@ -52,7 +52,7 @@ def hand_over(
             order.close()
             return order.commands
         except AtlasSilent:
-            say(f"cannot {verb} {', '.join(names)}: {SILENCE}; asking supervisord")
+            say(f"{SILENCE} to {verb} {', '.join(names)}; asking supervisord")
     if verb is Verb.RESTART:
         raise NotLeft
     supervisord = Supervisord(run_dir)
@@ -85,7 +85,7 @@ def _by_atlas(
     try:
         order = _ordered(run_dir, verb, list(open_names), timeout_s)
     except AtlasSilent:
-        say(f"cannot {verb} {', '.join(open_names)}: {SILENCE}; asking supervisord")
+        say(f"{SILENCE} to {verb} {', '.join(open_names)}; asking supervisord")
         yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show)
         return
     heard_s = began_s
@@ -128,7 +128,7 @@ def _by_atlas(
     finally:
         order.close()
     if open_names:
-        say(f"cannot follow {verb} of {', '.join(open_names)}: {SILENCE}; asking supervisord what becomes of it")
+        say(f"{SILENCE}, which has the order to {verb} {', '.join(open_names)}; asking supervisord what becomes of it")
         yield from _watched(run_dir, verb, open_names, began_s, timeout_s, show)
 
 

@@ -29,16 +29,16 @@ class Fleet(NamedTuple):
 def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
     """Ask ATLAS; if it is silent say so, and ask supervisord.
 
-    ``doing`` completes "cannot …"; ``gone`` is the exit code if there is no fleet. Raises Problem.
+    ``doing`` completes the "cannot …" of nobody's answering; ``gone`` is the exit code if there is no fleet. Raises Problem.
     """
     refuse_absent(run_dir, gone)
     try:
         services = ask_fleet(run_dir).services
         return Fleet(_when_whole(run_dir, services) if _is_young(services) else services, by_atlas=True)
     except AtlasSilent:
-        say(f"cannot {doing}: {SILENCE}; asking supervisord")
+        say(f"{SILENCE}; asking supervisord")
     except Refused as error:
-        say(f"cannot {doing}: {error}; asking supervisord")
+        say(f"{error}; asking supervisord")
     return Fleet(by_supervisord(run_dir, doing, gone=gone), by_atlas=False)
 
 
