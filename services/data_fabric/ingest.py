@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import re
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from services.data_fabric.breath import breathe
 from services.data_fabric.errors import RefusedError
 from services.data_fabric.infer import EXACT_IN_FLOAT, INT64, Kind, Value, convert, json_type, kind_of, sql_type, widen
 from services.data_fabric.limits import Limits
@@ -24,7 +24,6 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 RESERVED = ("sqlite_", "cdn_", "_cdn_", "pragma_")
 
 BREATH_ROWS = 100
-BREATH_S = 0.0002
 
 
 class Column(Struct, frozen=True):
@@ -39,16 +38,6 @@ class Table(Struct, frozen=True):
 
     columns: tuple[Column, ...]
     rows: int
-
-
-def _breathe(line: int) -> None:
-    """Now and then let go of the GIL of one's own accord.
-
-    A thread that is busy in Python starved the event loop for up to 1.2 s of a 60 MB
-    upload: the interpreter's forced switch waits for a thread that may not run itself.
-    """
-    if line % BREATH_ROWS == 0:
-        time.sleep(BREATH_S)
 
 
 def check_name(name: str) -> str:
@@ -148,7 +137,8 @@ def _csv_rows(path: Path, limits: Limits) -> Iterator[tuple[int, list[str]]]:
                 raise _not_utf8(path, error) from error
             if row:
                 yield line, row
-                _breathe(line)
+                if line % BREATH_ROWS == 0:
+                    breathe()
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> RefusedError:
@@ -244,4 +234,5 @@ def _ndjson_rows(path: Path, limits: Limits) -> Iterator[tuple[int, dict[str, An
                 shown = raw[:100].decode(errors="replace").rstrip()
                 raise RefusedError(422, f"cannot load line {line}: {error}", value=shown) from error
             yield line, row
-            _breathe(line)
+            if line % BREATH_ROWS == 0:
+                breathe()

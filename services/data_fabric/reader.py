@@ -18,6 +18,7 @@ import apsw
 from msgspec import Struct
 
 from services.data_fabric import disk
+from services.data_fabric.breath import breathe
 from services.data_fabric.catalogue import Catalogue
 from services.data_fabric.errors import RefusedError
 from services.data_fabric.infer import Value
@@ -207,6 +208,7 @@ class Reader:
                 if more:
                     break
                 yield Batch(columns=columns, rows=rows, elapsed_s=time.perf_counter() - wall_s)
+                breathe()
                 started_s = time.thread_time()
             if not more:
                 cpu_s += time.thread_time() - started_s
