@@ -11,13 +11,16 @@ from __future__ import annotations
 import http.client
 import socket
 import xmlrpc.client
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from bus.endpoints import RunDir
 from bus.messages import HealthStatus, NodeStatus, ProcessRow, ProcessState, ServiceView
+from cli.selection import is_unsupervised
 
 TIMEOUT_S = 2.0
 
@@ -257,3 +260,21 @@ def as_view(process: Process, host: str) -> ServiceView:
         reason=process.reason,
         address=None,
     )
+
+
+def merged(services: Sequence[ServiceView], processes: Sequence[Process], host: str) -> tuple[ServiceView, ...]:
+    """ATLAS's view, with supervisord's word where the two differ, and with the programs that ATLAS does not know."""
+    rows = {instance_of(process): process for process in processes}
+    views = [
+        _corrected(view, row) if (row := rows.pop(view.instance, None)) and view.host == host else view
+        for view in services
+    ]
+    return tuple(sorted([*views, *(as_view(row, host) for row in rows.values())], key=lambda view: view.instance))
+
+
+def _corrected(view: ServiceView, row: Process) -> ServiceView:
+    if (view.state, view.pid) != (row.state, row.pid):
+        return replace(view, state=row.state, pid=row.pid, uptime_s=row.uptime_s, reason=row.reason)
+    if is_unsupervised(view):  # ATLAS does not hear the warden, but supervisord answers
+        return replace(view, reason=view.reason.partition("; ")[2])
+    return view

@@ -23,47 +23,58 @@ _SUPERVISOR_FAILURES = (NoSupervisord, SupervisordSilent, SupervisordRefused)
 
 
 def carry_out(
-    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, *, by_atlas: bool, show: Progress
+    run_dir: RunDir,
+    verb: Verb,
+    services: Sequence[ServiceView],
+    timeout_s: float,
+    *,
+    by_atlas: frozenset[str],
+    show: Progress,
 ) -> Iterator[OrderOutcome]:
     """Yield the outcome of each service as it is there. Raises Problem if nobody takes the order.
 
-    ATLAS itself comes last, and by supervisord: it cannot follow its own end.
+    What ATLAS does not know goes through supervisord; so does ATLAS itself, last: it cannot follow its own end.
     """
-    names = [view.instance for view in services if view.instance != ATLAS or not by_atlas]
-    if by_atlas and names:
-        yield from _by_atlas(run_dir, verb, [view for view in services if view.instance in names], timeout_s, show)
-    elif names:
-        yield from _by_supervisord(run_dir, verb, names, timeout_s, show)
-    if by_atlas and any(view.instance == ATLAS for view in services):
-        yield from _by_supervisord(run_dir, verb, [ATLAS], timeout_s, show)
+    asked = [view for view in services if view.instance in by_atlas and view.instance != ATLAS]
+    if asked:
+        yield from _by_atlas(run_dir, verb, asked, timeout_s, show)
+    if rest := [view.instance for view in services if view not in asked]:
+        yield from _by_supervisord(run_dir, verb, rest, timeout_s, show)
 
 
 def hand_over(
-    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, *, by_atlas: bool
+    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, *, by_atlas: frozenset[str]
 ) -> dict[str, str]:
     """Give the order and do not wait: name → id of its command, empty from supervisord. Raises Problem.
 
     supervisord has no restart that could be left to it; NotLeft is raised for that.
     """
-    names = [view.instance for view in services]
-    if by_atlas:
-        try:
-            order = _ordered(run_dir, verb, names, timeout_s)
-            order.close()
-            return order.commands
-        except AtlasSilent:
-            say(f"{SILENCE} to {verb} {', '.join(names)}; asking supervisord")
-    if verb is Verb.RESTART:
+    asked = [view.instance for view in services if view.instance in by_atlas]
+    rest = [view.instance for view in services if view.instance not in by_atlas]
+    if rest and verb is Verb.RESTART:
         raise NotLeft
+    commands = {}
+    if asked:
+        try:
+            order = _ordered(run_dir, verb, asked, timeout_s)
+            order.close()
+            commands = order.commands
+        except AtlasSilent:
+            say(f"{SILENCE} to {verb} {', '.join(asked)}; asking supervisord")
+            if verb is Verb.RESTART:
+                raise NotLeft from None
+            rest += asked
+    if not rest:
+        return commands
     supervisord = Supervisord(run_dir)
     try:
         known = {instance_of(process): process.name for process in supervisord.processes()}
-        for name in names:
+        for name in rest:
             if refusal := tell(supervisord, verb, known.get(name, name)):
                 raise Problem(f"cannot {verb} {name}: {refusal}", Exit.FAILED)
     except _SUPERVISOR_FAILURES as error:
-        raise Problem(f"cannot {verb} {', '.join(names)}: {error}", Exit.FAILED) from error
-    return dict.fromkeys(names, "")
+        raise Problem(f"cannot {verb} {', '.join(rest)}: {error}", Exit.FAILED) from error
+    return {**commands, **dict.fromkeys(rest, "")}
 
 
 class NotLeft(Exception):

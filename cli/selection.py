@@ -44,13 +44,21 @@ def has_daemon(view: ServiceView) -> bool:
     return view.seen_s is not None or view.phase is not None
 
 
+def is_unsupervised(view: ServiceView) -> bool:
+    """Whether ATLAS has only its daemon's word for it, since supervisord on its host fell silent.
+
+    ATLAS says so in the reason alone.
+    """
+    return view.reason.startswith(f"supervisord on {view.host} is silent")
+
+
 def is_well(view: ServiceView) -> bool:
-    """Whether it runs, and nothing speaks against its health.
+    """Whether it runs, somebody would start it again, and nothing speaks against its health.
 
     Of a program whose daemon was never heard, because it has none or because
     supervisord was asked, that it runs is all there is to know.
     """
-    if view.state is not ProcessState.RUNNING:
+    if view.state is not ProcessState.RUNNING or is_unsupervised(view):
         return False
     if not has_daemon(view) and view.health is HealthStatus.UNKNOWN:
         return True

@@ -23,23 +23,59 @@ class Fleet(NamedTuple):
     """What runs, and who says so."""
 
     services: tuple[ServiceView, ...]
-    by_atlas: bool
+    by_atlas: frozenset[str] = frozenset()
+    """The instances that ATLAS knows; none if it is silent."""
+    unsupervised: str = ""
+    """Why it cannot be said that the services of this host are supervised, and what to do; empty if they are."""
+    is_abandoned: bool = False
+    """Whether there is no supervisord on this host, so that nobody could do what is ordered."""
+
+    def doubted(self, services: Sequence[ServiceView]) -> str:
+        """``unsupervised``, if it is about one of these services."""
+        return self.unsupervised if not services or any(view.host == host_name() for view in services) else ""
 
 
 def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
-    """Ask ATLAS; if it is silent say so, and ask supervisord.
+    """Ask ATLAS, and supervisord for what ATLAS cannot know; if ATLAS is silent say so.
 
-    ``doing`` completes the "cannot …" of nobody's answering; ``gone`` is the exit code if there is no fleet. Raises Problem.
+    ``doing`` completes "cannot …", if neither answers; ``gone`` is the exit code if there is no fleet.
+    Raises Problem.
     """
     refuse_absent(run_dir, gone)
     try:
         services = ask_fleet(run_dir).services
-        return Fleet(_when_whole(run_dir, services) if _is_young(services) else services, by_atlas=True)
+        return _checked(run_dir, _when_whole(run_dir, services) if _is_young(services) else services)
     except AtlasSilent:
         say(f"{SILENCE}; asking supervisord")
     except Refused as error:
         say(f"{error}; asking supervisord")
-    return Fleet(by_supervisord(run_dir, doing, gone=gone), by_atlas=False)
+    return Fleet(by_supervisord(run_dir, doing, gone=gone))
+
+
+def _checked(run_dir: RunDir, services: tuple[ServiceView, ...]) -> Fleet:
+    """ATLAS's view, completed by supervisord where one is to be expected: it knows best what processes there are.
+
+    ATLAS goes on showing services of which only the daemons speak, and knows nothing of a program
+    that has none while it does not hear the warden, or cannot read it.
+    """
+    from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, merged
+
+    known = frozenset(view.instance for view in services)
+    here = host_name()
+    if services and not any(view.host == here for view in services) and not _is_there(run_dir.supervisor):
+        return Fleet(services, known)
+    try:
+        return Fleet(merged(services, Supervisord(run_dir).processes(), here), known)
+    except NoSupervisord:
+        from cli.belonging import supervisords
+
+        if living := supervisords(run_dir):
+            why = f"supervisord {living[0]} runs, but does not listen on {run_dir.supervisor}; cdnctl down would end it"
+            return Fleet(services, known, why)
+        why = f"no supervisord runs in {run_dir.path}, so that what ends is not started again; start it: cdnctl up"
+        return Fleet(services, known, why, is_abandoned=True)
+    except (SupervisordSilent, SupervisordRefused) as error:
+        return Fleet(services, known, str(error))
 
 
 def _is_young(services: Sequence[ServiceView]) -> bool:

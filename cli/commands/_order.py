@@ -16,7 +16,7 @@ from cli.context import (
     unknown_names,
     write,
 )
-from cli.exits import Exit
+from cli.exits import Exit, Problem
 from cli.orders import NotLeft, carry_out, hand_over
 from cli.progress import Progress
 from cli.rendering import accepted_document, accepted_lines, outcome_line, outcomes_document
@@ -43,6 +43,10 @@ def run(ctx: click.Context, verb: Verb, names: tuple[str, ...], *, timeout_s: fl
     chosen = select(fleet.services, names)
     if chosen.unknown:
         raise unknown_names(chosen.unknown, [view.instance for view in fleet.services])
+    if doubt := fleet.doubted(chosen.services):
+        if fleet.is_abandoned:  # a service that is told to restart would end, and stay down
+            raise Problem(f"cannot {verb} {', '.join(view.instance for view in chosen.services)}: {doubt}", Exit.FAILED)
+        say(doubt)
     if not wait:
         try:
             commands = hand_over(run_dir, verb, chosen.services, timeout_s, by_atlas=fleet.by_atlas)

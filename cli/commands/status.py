@@ -23,7 +23,7 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
     If ATLAS does not answer, supervisord is asked; what only ATLAS knows is then shown as "-".
 
     Exit code: 0 all of them run and are healthy, 3 one does not run or is not healthy (starting and backing
-    off included), 4 a name is unknown or the state cannot be obtained.
+    off included) or nobody supervises it, 4 a name is unknown or the state cannot be obtained.
 
     \b
     Examples:
@@ -41,4 +41,7 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
         problem = unknown_names(chosen.unknown, [view.instance for view in fleet.services])
         say(problem.message)
         return problem.exit_code
+    if doubt := fleet.doubted(chosen.services):
+        say(doubt)
+        return Exit.NOT_WELL
     return exit_of(chosen.services)

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.endpoints import RunDir
+from bus.endpoints import RunDir, host_name
+from bus.messages import OrderRequest
 from cli.exits import Exit
-from tests.cli.support import CDNCTL, cdnctl, outcomes_of, services_of
+from tests.cli.fake_atlas import FakeAtlas
+from tests.cli.support import CDNCTL, cdnctl, outcomes_of, services_of, view
 from tests.support import Supervisord, environment, until
 
 SLEEP = "sleep 1000"
@@ -189,6 +191,64 @@ def be_bound_by_modes() -> None:
     """Root, too, may then do only what a file's mode lets it: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; refused to others, who need it not
+
+
+HERE = [view("atlas", uptime_s=100.0, host=host_name()), view("web", host=host_name())]
+
+
+def test_what_only_supervisord_knows_is_in_the_status(fleet: Supervisord) -> None:
+    """ATLAS answers, and has no table of this host: its programs are listed and counted, and orders reach them."""
+    with FakeAtlas(RunDir(fleet.run_dir), HERE) as atlas:
+        done = cdnctl(fleet.run_dir, "status", "--json")
+        table = cdnctl(fleet.run_dir, "status")
+        restart = cdnctl(fleet.run_dir, "restart", "sleeper", "--json")
+        no_wait = cdnctl(fleet.run_dir, "start", "web", "idle", "--no-wait", "--json")
+        orders = [request for request in atlas.requests if isinstance(request, OrderRequest)]
+    assert (done.returncode, done.stderr) == (Exit.NOT_WELL, "")  # some of its programs are not running
+    assert services_of(done).keys() == {"atlas", "web", *PROGRAMS}
+    assert table.stdout.splitlines()[-1].startswith("4 running, ")
+    assert outcomes_of(restart)["sleeper"]["outcome"] == "done"
+    assert [order.names for order in orders] == [("web",)]
+    assert no_wait.returncode == Exit.OK, no_wait.stderr
+    until(lambda: fleet.states()["idle"] == "RUNNING")
+
+
+def test_nobody_supervises(run_dir: RunDir) -> None:
+    """Services live on after their supervisord: status says so, and nothing is told to end that nobody would start."""
+    with FakeAtlas(run_dir, [*HERE, view("far")]) as atlas:
+        status = cdnctl(run_dir.path, "status")
+        far = cdnctl(run_dir.path, "status", "far")
+        orders = [cdnctl(run_dir.path, verb, "web") for verb in ("restart", "stop", "start")]
+        assert not any(isinstance(request, OrderRequest) for request in atlas.requests)
+        assert cdnctl(run_dir.path, "restart", "far").returncode == Exit.OK
+    said = f"no supervisord runs in {run_dir.path}, so that what ends is not started again; start it: cdnctl up"
+    assert status.returncode == Exit.NOT_WELL
+    assert status.stderr == f"cdnctl: {said}\n"
+    assert status.stdout.splitlines()[-1] == "3 running"
+    assert (far.returncode, far.stderr) == (Exit.OK, "")
+    for verb, order in zip(("restart", "stop", "start"), orders, strict=True):
+        assert order.returncode == Exit.FAILED
+        assert order.stderr == f"cdnctl: cannot {verb} web: {said}\n"
+
+
+def test_a_supervisord_that_cannot_be_asked(fleet: Supervisord) -> None:
+    """Frozen, or without its socket: the status of ATLAS is shown, and exit 3 says that it is not the whole truth."""
+    assert fleet.process is not None
+    pid = fleet.process.pid
+    with FakeAtlas(RunDir(fleet.run_dir), HERE):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            frozen = cdnctl(fleet.run_dir, "status")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        (fleet.run_dir / "supervisor.sock").unlink()
+        deaf = cdnctl(fleet.run_dir, "status")
+        order = cdnctl(fleet.run_dir, "restart", "web")
+    assert (frozen.returncode, deaf.returncode) == (Exit.NOT_WELL, Exit.NOT_WELL)
+    assert f"kill -CONT {pid}" in frozen.stderr
+    assert f"supervisord {pid} runs, but does not listen" in deaf.stderr
+    assert order.returncode == Exit.OK  # its warden may be reached by ATLAS
+    assert frozen.stdout.splitlines()[-1] == "2 running"
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o755])

@@ -340,3 +340,22 @@ def test_a_wrong_configuration_is_told_by_up_and_status(short_home: Path) -> Non
         assert reason in line
         assert reason in services_of(status)[name]["reason"]
         assert services_of(status)[name]["restarts"] == 0
+
+
+def test_a_fleet_without_supervisord_is_not_well(short_home: Path) -> None:
+    """It is killed: the services serve on, status says that nobody would start them again; up mends it."""
+    fleet = Fleet(short_home)
+    with ended_afterwards(fleet.run_dir):
+        assert fleet.cdnctl("up").returncode == Exit.OK
+        before = services_of(fleet.cdnctl("status", "--json"))
+        os.kill(int((fleet.run_dir / "supervisord.pid").read_text()), signal.SIGKILL)
+        alone = fleet.cdnctl("status")
+        restart = fleet.cdnctl("restart", "gateway-primary")
+        assert (alone.returncode, restart.returncode) == (Exit.NOT_WELL, Exit.FAILED)
+        assert "no supervisord runs in" in alone.stderr
+        assert all(psutil.pid_exists(service["pid"]) for service in before.values())
+        again = fleet.cdnctl("up")
+        assert again.returncode == Exit.OK, again.stderr
+        until(lambda: fleet.cdnctl("status").returncode == Exit.OK, what="it is well")
+        assert fleet.cdnctl("down").returncode == Exit.OK
+        assert not any(psutil.pid_exists(service["pid"]) for service in before.values())

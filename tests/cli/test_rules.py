@@ -8,17 +8,29 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from bus.messages import HealthStatus, LifecyclePhase, OutcomeKind, ProcessState, ServiceView, Verb
+from bus.messages import (
+    DaemonStatus,
+    HealthStatus,
+    LifecyclePhase,
+    NodeStatus,
+    OutcomeKind,
+    ProcessRow,
+    ProcessState,
+    ServiceView,
+    Verb,
+)
 from cli.belonging import Belonging, is_supervisord, name_of, topmost
 from cli.durations import Duration
 from cli.exits import Exit
-from cli.fallback import Process
+from cli.fallback import Process, merged
 from cli.orders import fulfilled
 from cli.readiness import SETTLE_S, Standing, judge
-from cli.selection import exit_of, exit_of_outcomes, is_well, select
+from cli.selection import exit_of, exit_of_outcomes, is_unsupervised, is_well, select
 from cli.supervised import SETTLE_S as ENDED_FOR_S
 from cli.supervised import Pursuit, Stage, advance
+from services.atlas.fleet import Fleet as AtlasFleet
 from tests.cli.support import plain, view
 
 FLEET = [view("atlas"), view("cdn-data-fabric"), view("web-1", service="web"), view("web-2", service="web")]
@@ -119,12 +131,68 @@ def test_who_is_ready(service: ServiceView, for_s: float, standing: Standing) ->
     assert judge(service, for_s=for_s).standing is standing
 
 
+S = ProcessState
+
+
 def process(state: ProcessState, pid: int | None = 7, reason: str = "") -> Process:
     """A row of supervisord's table."""
     return Process("web", state, pid, 0, None, reason, None)
 
 
-S = ProcessState
+def test_a_silent_supervisord_is_known_by_what_atlas_says() -> None:
+    """ATLAS has only words for it: these are the words."""
+    status = DaemonStatus(
+        service="web",
+        instance="web",
+        host="far",
+        incarnation=1,
+        seq=1,
+        pid=7,
+        time_s=0.0,
+        monotonic_s=0.0,
+        uptime_s=1.0,
+        phase=LifecyclePhase.SERVING,
+        health=HealthStatus.HEALTHY,
+    )
+    row = ProcessRow(name="web", state=ProcessState.RUNNING, pid=7, uptime_s=1.0)
+    fleet = AtlasFleet()
+    fleet.hear_node(
+        NodeStatus(host="far", incarnation=1, seq=1, pid=1, time_s=0.0, monotonic_s=0.0, processes=(row,)), 0.0
+    )
+    fleet.hear(status, 0.0)
+    assert exit_of(fleet.views(1.0)) is Exit.OK
+    fleet.hear(replace(status, seq=2), 4.0)
+    fleet.tick(4.0)
+    (found,) = fleet.views(4.0)
+    assert found.state is ProcessState.RUNNING
+    assert is_unsupervised(found)
+    assert exit_of([found]) is Exit.NOT_WELL
+
+
+SILENT = "supervisord on node-1 is silent for 3.9 s"
+
+
+@pytest.mark.parametrize(
+    ("by_atlas", "rows", "state", "reason"),
+    [
+        (view("web", pid=7), [process(ProcessState.RUNNING)], S.RUNNING, ""),
+        (view("web", pid=7, reason="slow"), [process(ProcessState.RUNNING)], S.RUNNING, "slow"),
+        (view("web", pid=7, reason=SILENT), [process(ProcessState.RUNNING)], S.RUNNING, ""),
+        (view("web", pid=7, reason=f"{SILENT}; slow"), [process(ProcessState.RUNNING)], S.RUNNING, "slow"),
+        (view("web", pid=None, state=S.UNKNOWN, reason=SILENT), [process(S.FATAL, None, "gone")], S.FATAL, "gone"),
+        (view("web", pid=7), [], S.RUNNING, ""),
+        (view("web", pid=1, host="node-2"), [process(S.FATAL, None)], S.RUNNING, ""),
+        (None, [process(ProcessState.BACKOFF, None, "why")], S.BACKOFF, "why"),
+    ],
+)
+def test_supervisord_completes_what_atlas_sees(
+    by_atlas: ServiceView | None, rows: list[Process], state: ProcessState, reason: str
+) -> None:
+    """It knows what processes its host has; of other hosts, and of what it does not have, ATLAS's word stands."""
+    (found,) = merged([by_atlas] if by_atlas else [], rows, "node-1")
+    assert (found.instance, found.state, found.reason) == ("web", state, reason)
+
+
 UP = (S.RUNNING, S.STARTING, S.BACKOFF)
 DOWN = (S.STOPPED, S.EXITED, S.FATAL, S.UNKNOWN)
 
