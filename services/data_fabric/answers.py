@@ -74,6 +74,11 @@ def json_batch(batch: Batch) -> bytes:
     return json_rows(batch.rows)
 
 
+def _array(chunks: list[bytes]) -> msgspec.Raw:
+    """The batches as one JSON array; those of an empty result are empty."""
+    return msgspec.Raw(b"[" + b",".join(chunk for chunk in chunks if chunk) + b"]")
+
+
 def json_join(query: Query, limits: Limits) -> Callable[[list[bytes], Batch, int, bool], bytes]:
     """How the batches of a query become a RowsAnswer."""
 
@@ -82,7 +87,7 @@ def json_join(query: Query, limits: Limits) -> Callable[[list[bytes], Batch, int
         return msgspec.json.encode(
             RowsAnswer(
                 columns=last.columns,
-                rows=msgspec.Raw(b"[" + b",".join(chunk for chunk in chunks if chunk) + b"]"),
+                rows=_array(chunks),
                 row_count=rows,
                 truncated=by is not None,
                 truncated_by=by,
@@ -125,7 +130,7 @@ class Page:
             sql_name = f"main.{quoted(store.table(name)[0])}"
         self._path = f"/tables/{quote(name)}/rows?limit={limit}" + ("" if form is Format.JSON else f"&format={form}")
         self._form = form
-        self._last = after
+        self._before = self._last = after
         self._first = True
         self.query = Query(
             sql=f"SELECT _rowid_ AS _rowid_, * FROM {sql_name} WHERE _rowid_ > ? ORDER BY _rowid_",
@@ -155,7 +160,7 @@ class Page:
         return msgspec.json.encode(
             RowsAnswer(
                 columns=last.columns,
-                rows=msgspec.Raw(b"[" + b",".join(chunk for chunk in chunks if chunk) + b"]"),
+                rows=_array(chunks),
                 row_count=rows,
                 truncated=self.next is not None,
                 elapsed_ms=round(last.elapsed_s * 1e3, 3),

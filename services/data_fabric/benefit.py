@@ -102,6 +102,11 @@ class Prospect(Struct, frozen=True, kw_only=True):
     cost_s: float | None
     """CPU seconds per call, of the queries that want it, since the last observation; with its upkeep if it exists."""
 
+    @property
+    def pays(self) -> bool:
+        """Whether it is worth having."""
+        return self.saving - self.upkeep >= MIN_BENEFIT and self.saving >= CREATE_RATIO * self.upkeep
+
 
 class Worth(Struct, frozen=True, kw_only=True):
     """An index of the tuner's own, weighed."""
@@ -201,8 +206,7 @@ def decide(picture: Picture, *, held: Collection[Decision] = (), idle_s: float =
         spec = prospect.spec
         if (
             prospect.calls >= MIN_CALLS
-            and prospect.saving - prospect.upkeep >= MIN_BENEFIT
-            and prospect.saving >= CREATE_RATIO * prospect.upkeep
+            and prospect.pays
             and not prospect.exists
             and not any(spec.starts(other) for other in own)
             and CreateIndex(spec) not in held
@@ -227,10 +231,5 @@ def cost(picture: Picture, decision: Decision) -> float | None:
         case DropIndex(spec):
             if any(worth.index.spec == spec for worth in picture.worths):
                 return 1.0
-            missed = any(
-                prospect.spec == spec
-                and prospect.saving - prospect.upkeep >= MIN_BENEFIT
-                and prospect.saving >= CREATE_RATIO * prospect.upkeep
-                for prospect in picture.prospects
-            )
+            missed = any(prospect.spec == spec and prospect.pays for prospect in picture.prospects)
             return 2.0 if missed else 0.0

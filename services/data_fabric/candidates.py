@@ -178,10 +178,8 @@ class _Scope:
         words = [_word(node) for node in conjunct]
         if "collate" in words or "or" in words or (words and words[0] in {"not", "exists", "case"}):
             return
-        at, width = next(
-            ((i, 1) for i, node in enumerate(conjunct) if _operator(node) in _EQUALS | _RANGES | {"in"}), (0, 0)
-        )
-        if not width:
+        at = next((i for i, node in enumerate(conjunct) if _operator(node) in _EQUALS | _RANGES | {"in"}), None)
+        if at is None:
             return
         operator = _operator(conjunct[at])
         left, right = conjunct[:at], conjunct[at + 1 :]

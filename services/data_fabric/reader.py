@@ -191,8 +191,9 @@ class Reader:
             cursor.execute(query.sql, query.params)
             if not begun or not columns:
                 raise RefusedError(400, "cannot run this: there is no SELECT in it", value=query.sql)
-            while True:
-                rows, size = [], 0
+            ended = False
+            while not ended:
+                rows, size, ended = [], 0, True
                 for row in cursor:
                     if count == query.rows:
                         more = True
@@ -201,17 +202,13 @@ class Reader:
                     count += 1
                     size += weight(row)
                     if size > BATCH_BYTES or len(rows) == BATCH_ROWS:
+                        ended = False
                         break
-                else:
-                    break
                 cpu_s += time.thread_time() - started_s
-                if more:
-                    break
-                yield Batch(columns=columns, rows=rows, elapsed_s=time.perf_counter() - wall_s)
-                breathe()
-                started_s = time.thread_time()
-            if not more:
-                cpu_s += time.thread_time() - started_s
+                if not ended:
+                    yield Batch(columns=columns, rows=rows, elapsed_s=time.perf_counter() - wall_s)
+                    breathe()
+                    started_s = time.thread_time()
             cursor.close(True)
             wall_s = time.perf_counter() - wall_s
             measured(Sample(cpu_s=cpu_s, wall_s=wall_s, rows=count, **self._counters()))

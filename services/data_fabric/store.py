@@ -345,7 +345,7 @@ def resolve(files: Path, path: str) -> Path:
         "cannot attach this path",
         value=path,
         limit=f"files below {files}",
-        next="put it there; set " + FILES_VARIABLE,
+        next=f"put it there, or set {FILES_VARIABLE}",
     )
     if "\0" in path or not path:
         raise refusal

@@ -55,7 +55,7 @@ class Refusal(Exception):
         if self.detail.status == 503:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         if self.detail.status in (400, 408, 431):
-            headers.append((b"connection", b"close"))  # what is left of such a request is not read
+            headers.append((b"connection", b"close"))  # what is left of such a request is not looked at
         return headers
 
 
