@@ -121,6 +121,15 @@ class BoundedHttp(HttpToolsProtocol):
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
         self._refuse(400, error_body(400, f"cannot read this as an HTTP/1.1 request: {cause or error or msg}"))
 
+    def handle_websocket_upgrade(self) -> None:
+        """uvicorn: the connection becomes a WebSocket, and is left open without a word if its head is refused there."""
+        super().handle_websocket_upgrade()
+        connection = getattr(self.transport.get_protocol(), "conn", None)
+        error = getattr(connection, "handshake_exc", None)
+        if error is not None:
+            what = f"cannot read this as a WebSocket's request: {error.__cause__ or error}"
+            self._refuse(400, error_body(400, what))
+
     def on_response_complete(self) -> None:
         """uvicorn: an answer is over; after the last there is nothing to be done."""
         if self._lingering is None:

@@ -90,6 +90,25 @@ def test_what_the_parser_refuses_is_told_in_its_words(fleet: Fleet) -> None:
                 assert client.rest() == b""
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"POST /x/ HTTP/1.1\r\nContent-Length: 3\r\n", "body"),
+        (b"GET /x/ HTTP/1.1\r\nCookie: " + b"a" * 10_000 + b"\r\n", "8192 bytes"),
+        (b"GET /x/ HTTP/1.1\r\n" + b"a: b\r\n" * 200, "128 headers"),
+    ],
+)
+def test_a_websocket_that_cannot_be_one_is_told(fleet: Fleet, start: bytes, said: str) -> None:
+    """Where the server's WebSocket side reads less than its HTTP side, nobody is left without an answer."""
+    rest = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with fleet.connect() as client:
+        client.send(start + rest + b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n")
+        answer = client.answer()
+        assert answer.error["status"] == 400
+        assert said in answer.error["what"]
+        assert client.rest() == b""
+
+
 def test_nonsense_behind_a_request_is_no_answer_to_it(fleet: Fleet) -> None:
     """The connection ends without one: a refusal would be taken for the instance's word."""
     asked, go = threading.Event(), threading.Event()
