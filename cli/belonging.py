@@ -73,12 +73,15 @@ def is_supervisord(words: Sequence[bytes]) -> bool:
 
 
 def name_of(environ: Mapping[str, str], opened: Sequence[Path], place: Path) -> str | None:
-    """The service that a process is, by its locks or by what supervisord told it; None if it is none. Pure."""
+    """The service that a process is, by its locks or by what supervisord told it; None if it is none.
+
+    ``place`` is the run directory, without links.
+    """
     for path in opened:
         if path.parent == place / "locks" and path.suffix == ".lock" and path.stem not in (UP_LOCK, "bus"):
             return path.stem
     told = environ.get("SUPERVISOR_ENABLED") and environ.get("CDN_RUN_DIR")
-    if not told or os.path.normpath(told) != str(place):
+    if not told or os.path.realpath(told) != str(place):  # which may have been told by way of a link
         return None
     return environ.get("SUPERVISOR_PROCESS_NAME", "")
 

@@ -56,7 +56,7 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
         elif not ended:
             say(f"already down: no fleet runs in {run_dir.path}")
         else:
-            say(f"down: {len(ended)} processes have ended in {run_dir.path}")
+            say(f"down: {_counted(len(ended))} ended in {run_dir.path}")
     return Exit.OK
 
 
@@ -130,7 +130,9 @@ def wait(
     """Until all of them are gone; raises Problem if that takes too long."""
     left = dict(fds)
     try:
-        with Progress(f"stopping {len(left)} processes", left, lines=True) as show:
+        with Progress(
+            f"stopping {', '.join(left)}" if len(left) == 1 else f"stopping {len(left)} processes", left, lines=True
+        ) as show:
             while left:
                 for name, fd in list(left.items()):
                     if select.select([fd], [], [], 0)[0]:
@@ -151,6 +153,10 @@ def wait(
     finally:
         for fd in fds.values():
             os.close(fd)
+
+
+def _counted(number: int) -> str:
+    return "1 process has" if number == 1 else f"{number} processes have"
 
 
 def _too_late(names: Iterable[str], timeout_s: float) -> Problem:

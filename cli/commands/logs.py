@@ -111,5 +111,6 @@ def _by_supervisord(run_dir: RunDir) -> dict[str, Path | None]:
         found: dict[str, Path | None] = {path.stem: path for path in sorted(run_dir.path.glob("*.log"))}
         if not found:
             raise Problem(f"cannot find logs: {error}", Exit.UNKNOWN) from error
-        say(f"cannot ask supervisord where the logs are: {error}; looking in {run_dir.path}")
+        why = f"no supervisord runs in {run_dir.path}" if isinstance(error, NoSupervisord) else str(error)
+        say(f"{why}; showing the logs that are there")
         return found

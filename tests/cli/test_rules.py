@@ -296,6 +296,14 @@ def test_who_belongs_to_a_run_directory(environ: dict[str, str], opened: list[st
     assert name_of(environ, [Path(path) for path in opened], RUN) == name
 
 
+def test_a_run_directory_may_be_named_by_a_link(tmp_path: Path) -> None:
+    """What was started by way of the link belongs to the directory."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    environ = {**STARTED, "CDN_RUN_DIR": str(tmp_path / "link")}
+    assert name_of(environ, [], (tmp_path / "run").resolve()) == "web"
+
+
 @pytest.mark.parametrize(
     ("line", "is_one"),
     [
