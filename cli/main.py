@@ -117,6 +117,9 @@ def _forget_stdout() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run cdnctl; return its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some schedulers have it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a service's words may not fit the terminal's encoding
     try:

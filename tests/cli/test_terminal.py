@@ -176,7 +176,7 @@ def test_a_reader_that_leaves_ends_it_quietly(run_dir: RunDir, arguments: list[s
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == Exit.READER_GONE
-    assert [line for line in said.splitlines() if "cannot ask supervisord where the logs are" not in line] == []
+    assert [line for line in said.splitlines() if "showing the logs that are there" not in line] == []
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["events"], ["logs", "web"], ["--help"]])
@@ -192,10 +192,26 @@ def test_output_that_cannot_be_written_is_told(run_dir: RunDir, arguments: list[
             stderr=subprocess.PIPE,
             text=True,
         )
-    said = [line for line in done.stderr.splitlines() if "cannot ask supervisord where the logs are" not in line]
+    said = [line for line in done.stderr.splitlines() if "showing the logs that are there" not in line]
     assert done.returncode == Exit.FAILED
     assert len(said) == 1
     assert "No space left on device" in said[0]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_nobody_has_to_listen(run_dir: RunDir, closed: str) -> None:
+    """Without stdout or stderr, as from some schedulers, an order is carried out all the same."""
+    with FakeAtlas(run_dir, FLEET) as atlas:
+        for arguments in ("restart web", "events", "status atlas"):
+            done = subprocess.run(
+                ["sh", "-c", f"exec {CDNCTL} {arguments} {closed}"],
+                env=environment(run_dir.path),
+                cwd=run_dir.path,
+                capture_output=True,
+                text=True,
+            )
+            assert (done.returncode, "Traceback" in done.stderr) == (Exit.OK, False), done.stderr
+        assert any(isinstance(request, OrderRequest) for request in atlas.requests)
 
 
 @given(st.lists(st.sampled_from(Mark), min_size=1, max_size=40), st.integers(1, 30))
