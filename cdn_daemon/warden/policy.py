@@ -5,7 +5,9 @@ The same rules before and after readiness:
 - the first restart is at once; from the second failure on, each waits twice as long as the one before;
 - at most ``budget`` starts in ``window_s``; the next one would be one too many, so the process is quarantined;
 - a process that was ready for ``healthy_s`` starts with a clean slate;
-- an end that was asked for (exit 75) is no failure, but its starts count too.
+- an end that was asked for (exit 75) is no failure. If an operator has ordered it, nothing is held against the
+  process, as with supervisorctl's restart. If it asked by itself, its starts count too; over the budget it waits
+  twice as long each time, but a process that served in between is not given up, nor down for long.
 
 Who kills, spawns and shows states is warden.py and reach.py. now_s is monotonic.
 """
@@ -35,6 +37,8 @@ class Limits:
     first_wait_s: float = 0.5
     """Wait after the second failure in a row."""
     longest_wait_s: float = 30.0
+    longest_asked_wait_s: float = 5.0
+    """The same for what served in between and asked to be restarted."""
     jitter: float = 0.2
     """Waits differ from the doubled ones by up to this fraction, so that a fleet does not restart in step."""
 
@@ -59,6 +63,8 @@ class Ending:
     """How long it had been ready; None if it never was."""
     expected: bool = False
     """supervisord.conf says that this exit code is a normal end (``exitcodes``, ``autorestart``)."""
+    ordered: bool = False
+    """It asked to be restarted because an operator had told it to."""
     cause: str = ""
     """Why, where the status does not tell: the verdict that had it killed, the error of the spawn, its last words."""
 
@@ -98,23 +104,24 @@ def ended(history: History, ending: Ending, now_s: float, limits: Limits, luck: 
     what = describe(ending)
     if ending.expected:
         return History(), StayDown(what)
+    asked_for = _exit_code(ending.wait_status) == EX_TEMPFAIL
+    if asked_for and ending.ordered:
+        return History(), Restart(0.0, what)
     if ending.ready_for_s is not None and ending.ready_for_s >= limits.healthy_s:
         history = History()
     recent = _recent(history, now_s, limits)
-    asked_for = _exit_code(ending.wait_status) == EX_TEMPFAIL
     failures = history.failures + (0 if asked_for else 1)
     history = History(starts_s=recent, failures=failures)
     in_window = f"{len(recent)} start{'' if len(recent) == 1 else 's'} in {limits.window_s:g} s"
     if len(recent) >= limits.budget:
         if asked_for and ending.ready_for_s is not None:
-            # It served in between and was restarted on purpose: held back, but not given up.
-            after_s = recent[-limits.budget] + limits.window_s - now_s
+            over = len(recent) - limits.budget
+            after_s = _wait_s(over, limits, limits.longest_asked_wait_s, luck)
             return history, Restart(after_s, f"backing off: {what}, {in_window}")
         return history, Quarantine(f"quarantined: {in_window}, last: {what}")
     if asked_for or failures <= 1:
         return history, Restart(0.0, what)
-    doubled_s = limits.first_wait_s * 2.0 ** min(failures - 2, 60)
-    after_s = min(doubled_s, limits.longest_wait_s) * (1.0 + limits.jitter * (2.0 * luck - 1.0))
+    after_s = _wait_s(failures - 2, limits, limits.longest_wait_s, luck)
     return history, Restart(after_s, f"backing off: {what}, {in_window}")
 
 
@@ -134,6 +141,11 @@ def describe(ending: Ending) -> str:
     else:
         words = f"exit {code}"
     return f"{words}: {ending.cause}" if ending.cause else words
+
+
+def _wait_s(doublings: int, limits: Limits, longest_s: float, luck: float) -> float:
+    doubled_s = limits.first_wait_s * 2.0 ** min(doublings, 60)
+    return min(doubled_s, longest_s) * (1.0 + limits.jitter * (2.0 * luck - 1.0))
 
 
 def _recent(history: History, now_s: float, limits: Limits) -> tuple[float, ...]:

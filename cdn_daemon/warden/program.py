@@ -11,6 +11,9 @@ from cdn_daemon.warden.policy import History
 from cdn_daemon.warden.sdnotify import Notice
 from cdn_daemon.warden.settings import Settings
 
+TOLD_TO_RESTART = "draining: told to restart by "
+"""What the embedded daemon says (cdn_daemon/daemon.py) when it obeys an order, not a limit of its own."""
+
 
 @dataclass
 class Incarnation:
@@ -25,6 +28,8 @@ class Incarnation:
     errno: int | None = None
     stopping: bool = False
     """It has said STOPPING=1."""
+    ordered_by: str = ""
+    """Whoever told it to restart, by what it said with STOPPING=1; empty if nobody did."""
     extended_until_s: float = 0.0
     """By its EXTEND_TIMEOUT_USEC=, start and silence are not judged before."""
     stopping_since_s: float = 0.0
@@ -59,6 +64,7 @@ class Incarnation:
         if notice.stopping and not self.stopping:
             self.stopping = True
             self.stopping_since_s = now_s
+            self.ordered_by = orderer(notice.status or "")
         if notice.main_pid is not None and sender_belongs(notice.main_pid):
             self.main_pid = notice.main_pid
         if notice.watchdog_s is not None:
@@ -71,6 +77,11 @@ class Incarnation:
             self.spared = ""
         if notice.trigger:
             self.trigger = self.status
+
+
+def orderer(status: str) -> str:
+    """Who told a daemon to restart, by the STATUS= that goes with its STOPPING=1; empty if it drains of itself."""
+    return status.removeprefix(TOLD_TO_RESTART) if status.startswith(TOLD_TO_RESTART) else ""
 
 
 @dataclass

@@ -171,6 +171,7 @@ class Restarts:
             wait_status,
             ready_for_s=None if life.ready_s is None else now_s - life.ready_s,
             expected=not too_soon and not life.verdict and reach.ended_as_expected(process, exit_code),
+            ordered=bool(life.ordered_by),
             cause=cause,
         )
 
@@ -184,6 +185,9 @@ class Restarts:
             case policy.Restart(after_s, reason):
                 program.due_s = now_s + after_s
                 if after_s > 0.0:
+                    # As a time of day it stays true, in supervisorctl too, which keeps what it was told.
+                    next_try = time.strftime("%H:%M:%S", time.localtime(time.time() + after_s))
+                    program.reason = reason = f"{reason}; next try at {next_try}"
                     reach.set_backoff(process, reason, after_s)
                 else:
                     reach.set_exited(process)
@@ -215,7 +219,7 @@ class Restarts:
             end=life.end,
             verdict=life.verdict,
             spared=life.spared,
-            ordered_by=program.stopped_by,
+            ordered_by=program.stopped_by or life.ordered_by,
             follows=follows,
             last_status=life.status,
             errno=life.errno,

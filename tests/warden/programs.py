@@ -15,6 +15,7 @@ from bus.endpoints import RunDir, host_name
 from bus.messages import (
     AgentMessage,
     Command,
+    DaemonCommand,
     Hello,
     NodeCommand,
     NodeStatus,
@@ -73,7 +74,7 @@ class FakeAtlas:
         self._agents.bind(endpoints.agents)
         self._decode_agent: Decoder[AgentMessage] = Decoder(AgentMessage)
         self._decode_telemetry: Decoder[Telemetry] = Decoder(Telemetry)
-        self._warden: bytes | None = None
+        self._peers: dict[str, bytes] = {}
         self.said: list[AgentMessage] = []
         self.statuses: list[NodeStatus] = []
 
@@ -88,7 +89,7 @@ class FakeAtlas:
             peer, frame = self._agents.recv_multipart()
             message_ = self._decode_agent.decode(frame)
             if isinstance(message_, Hello):
-                self._warden = peer
+                self._peers[message_.target] = peer
             self.said.append(message_)
 
     def rows(self) -> dict[str, ProcessRow]:
@@ -112,30 +113,38 @@ class FakeAtlas:
         self.listen()
         return self.statuses[-1].counts if self.statuses else {}
 
-    def hello(self) -> Hello:
-        """Wait until the warden has said who it is."""
+    def hello(self, target: str = "") -> Hello:
+        """Wait until the warden, or that daemon, has said who it is."""
+        wanted = target or host_name()
 
         def first() -> Hello | None:
             self.listen()
-            return next((each for each in self.said if isinstance(each, Hello)), None)
+            return next((each for each in self.said if isinstance(each, Hello) and each.target == wanted), None)
 
         hello = until(first, what="hello")
         assert hello is not None
         return hello
 
-    def send(self, body: NodeCommand, *, timeout_s: float = 30.0, id_: str = "", incarnation: int | None = None) -> str:
-        """Order the warden; the id."""
-        self.hello()
-        assert self._warden is not None
+    def send(
+        self,
+        body: NodeCommand | DaemonCommand,
+        *,
+        target: str = "",
+        timeout_s: float = 30.0,
+        id_: str = "",
+        incarnation: int | None = None,
+    ) -> str:
+        """Order the warden, or that daemon; the id."""
+        self.hello(target)
         command = Command(
             id=id_ or new_id(),
-            target=host_name(),
+            target=target or host_name(),
             incarnation=incarnation,
             timeout_s=timeout_s,
             asked_by="tester",
             body=body,
         )
-        self._agents.send_multipart([self._warden, encode(command)])
+        self._agents.send_multipart([self._peers[command.target], encode(command)])
         return command.id
 
     def outcome(self, id_: str, *, count: int = 1) -> Outcome:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bus.messages import Restart
 from cdn_daemon.warden.postmortem import PostMortem, read
 from tests.support import ROOT, Supervisord, free_port, kill_tree, until
 from tests.warden.programs import FakeAtlas
@@ -103,6 +104,20 @@ def test_declared_long_work_is_left_alone(run_dir: Path, atlas: FakeAtlas) -> No
         pid = atlas.row("faulty", "RUNNING").pid
         assert ask(port, "/declared", wait=True).endswith(b"done")
         assert atlas.row("faulty", "RUNNING").pid == pid
+
+
+def test_restarts_that_an_operator_orders_are_no_crashes(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Told so by the real daemon, as often as the budget allows starts, and once more."""
+    program, _ = faulty(run_dir)
+    with Supervisord(run_dir, {"faulty": program | {"restart_budget": "1"}}):
+        for many in (1, 2):
+            pid = atlas.row("faulty", "RUNNING").pid
+            atlas.said.clear()
+            atlas.send(Restart(), target="faulty")
+            until(lambda before=pid: atlas.row("faulty", "RUNNING").pid != before, what="restarted")  # type: ignore[misc]
+            assert atlas.row("faulty").restarts == many
+        assert "BACKOFF" not in {row.state for status in atlas.statuses for row in status.processes}
+        assert read(run_dir / "postmortems", "faulty")[-1].ordered_by == "tester"
 
 
 @pytest.mark.parametrize("value", ["public", "-1"])

@@ -16,6 +16,9 @@ from cdn_daemon.warden.postmortem import PostMortem, read
 from tests.support import Supervisord, until
 from tests.warden.programs import FakeAtlas, beating
 
+HOG = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Uses a core for as long as its parent lives, and no longer."""
+
 HOLDS = (
     "import ctypes, re, signal\n"
     "signal.signal(signal.SIGUSR1, lambda *_: re.match('(a+)+$', 'a' * 40 + 'b'))\n"
@@ -134,7 +137,7 @@ def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
     names = ("one", "two")
     with Supervisord(run_dir, {name: beating(run_dir, name) for name in names}):
         before = {name: atlas.row(name, "RUNNING").pid for name in names}
-        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * (os.cpu_count() or 2))]
+        hogs = [subprocess.Popen([sys.executable, "-c", HOG]) for _ in range(8 * (os.cpu_count() or 2))]
         try:
             since = time.monotonic()
             until(lambda: time.monotonic() - since > 8.0, what="a while of overload", every_s=0.5)

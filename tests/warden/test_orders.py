@@ -76,7 +76,7 @@ def test_orders_that_cannot_be_are_rejected(run_dir: Path, atlas: FakeAtlas) -> 
         unknown = atlas.outcome(atlas.send(StopProcess(name="nobody")))
         assert (unknown.kind, unknown.reason) == (OutcomeKind.REJECTED, "supervisord has no process nobody")
         assert atlas.outcome(atlas.send(StopProcess(name="web"), incarnation=99)).kind is OutcomeKind.REJECTED
-        assert atlas.outcome(atlas.send(Restart())).kind is OutcomeKind.REJECTED  # type: ignore[arg-type]
+        assert atlas.outcome(atlas.send(Restart())).kind is OutcomeKind.REJECTED
 
 
 def test_a_signal_is_sent(run_dir: Path, atlas: FakeAtlas) -> None:

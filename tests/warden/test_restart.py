@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
+from cdn_daemon.warden.postmortem import read
 from tests.support import BIN, Supervisord, until
 from tests.warden.programs import fake_atlas, python
 
@@ -70,7 +72,23 @@ def test_75_restarts_at_once_though_crashes_would_wait(run_dir: Path) -> None:
         states = {row.state for status in atlas.statuses for row in status.processes}
         assert "BACKOFF" not in states
         # The sixth start in a minute would be one too many, yet it served in between: held back, not given up.
-        assert (atlas.row("again", "BACKOFF").next_try_s or 0) > 30
+        row = atlas.row("again", "BACKOFF")
+        assert 0 < (row.next_try_s or 0) <= 0.6
+        assert re.fullmatch(r"backing off: asked .*, 5 starts in 60 s; next try at \d\d:\d\d:\d\d", row.reason)
+        until(lambda: atlas.row("again").restarts > 5, what="goes on")
+
+
+def test_restarts_that_an_operator_orders_are_no_crashes(run_dir: Path) -> None:
+    """Told so by the program itself, in the words of the embedded daemon."""
+    body = (
+        "tell('READY=1')\ntime.sleep(0.05)\ntell('STOPPING=1\\nSTATUS=draining: told to restart by me')\nsys.exit(75)"
+    )
+    program = {"command": python(run_dir, "again", body, notifies=True), "type": "notify"}
+    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"again": program}):
+        until(lambda: atlas.row("again").restarts >= 12, what="restarted")
+        states = {row.state for status in atlas.statuses for row in status.processes}
+        assert not states & {"BACKOFF", "FATAL"}
+    assert {report.ordered_by for report in read(run_dir / "postmortems", "again")[:-1]} == {"me"}
 
 
 def test_a_missing_executable_is_quarantined_with_its_name(run_dir: Path) -> None:
