@@ -5,7 +5,8 @@ one supervisord:
 
 - each process object gets a class of ours in front of its own (adopt), which asks a Keeper before every
   transition and tells it of every state, spawn and end;
-- ``supervisor.stopProcess``, while waiting, no longer makes the loop spin (calm_waiting_stops);
+- ``supervisor.stopProcess``, while waiting, no longer makes the loop spin, and waits for the end of the process that
+  it was to stop, whatever follows on that (calm_waiting_stops);
 - whoever waits for an answer is asked again at once after a state has changed (hurry_answers);
 - at the end of a run, before supervisord closes descriptors by number, we are told (at_end).
 
@@ -366,7 +367,9 @@ def calm_waiting_stops(supervisord: Supervisord) -> None:
     """Make a waiting ``stopProcess`` ask 50 times a second, not as fast as the loop can turn.
 
     Its answer's delay is 0, which makes the connection writable for ever: 100 %
-    of a core for as long as the process takes to end.
+    of a core for as long as the process takes to end. And it waits for a stopped
+    state, for ever if somebody has it started again at once: here it answers when
+    that process has ended.
     """
     for _, server in supervisord.options.httpservers:
         for handler in server.handlers:
@@ -384,9 +387,17 @@ def _calm(interface: Any) -> None:
 
     def stopProcess(self: Any, name: str, wait: bool = True) -> Any:
         answer = stock(name, wait)
-        if getattr(answer, "delay", None) == 0:
-            answer.delay = 0.02
-        return answer
+        if getattr(answer, "delay", None) != 0:
+            return answer
+        _, process = self._getGroupAndProcess(name)
+        pid = process.pid
+
+        def ended() -> Any:
+            return True if process.pid != pid else answer()
+
+        ended.delay = 0.02  # type: ignore[attr-defined]
+        ended.rpcinterface = self  # type: ignore[attr-defined]
+        return ended
 
     stopProcess.__doc__ = stock.__doc__
     interface.stopProcess = types.MethodType(stopProcess, interface)  # its dispatcher takes bound methods only

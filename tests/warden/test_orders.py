@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from bus.messages import (
     StopProcess,
 )
 from cdn_daemon.warden.orders import Act, Ended, Goal, Memory, Order, Wait, next_move
-from tests.support import Supervisord, until
+from tests.support import BIN, Supervisord, until
 from tests.warden.programs import FakeAtlas, python
 
 
@@ -85,6 +86,30 @@ def test_a_signal_is_sent(run_dir: Path, atlas: FakeAtlas) -> None:
         assert atlas.outcome(atlas.send(SignalProcess(name="web", signal=signal.SIGKILL))).kind is OutcomeKind.DONE
         until(lambda: fleet.pid("web") not in (0, pid), what="replaced")
         assert atlas.outcome(atlas.send(SignalProcess(name="web", signal=9999))).kind is OutcomeKind.FAILED
+
+
+@pytest.mark.parametrize("name", ["slow", "slow:*", "all"])
+def test_a_stop_that_is_overtaken_by_a_restart_answers_all_the_same(run_dir: Path, atlas: FakeAtlas, name: str) -> None:
+    """Stock would wait for ever for a stopped state that the next start has passed over."""
+    body = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(0)))\n"
+    command = python(run_dir, "slow", body + "tell('READY=1')\ntime.sleep(1000)", notifies=True)
+    with Supervisord(run_dir, {"slow": {"command": command, "type": "notify"}}) as fleet:
+        pid = atlas.row("slow", "RUNNING").pid
+        stopping = subprocess.Popen(
+            [str(BIN / "supervisorctl"), "-c", str(fleet.conf), "stop", name],
+            env=fleet.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            atlas.row("slow", "STOPPING")
+            assert atlas.outcome(atlas.send(RestartProcess(name="slow"))).kind is OutcomeKind.DONE
+            output, _ = stopping.communicate(timeout=20)
+        finally:
+            stopping.kill()
+            stopping.wait()
+        assert output.strip() == "slow: stopped"
+        assert atlas.row("slow", "RUNNING").pid != pid
 
 
 @pytest.mark.parametrize("verb", ["start", "stop"])
