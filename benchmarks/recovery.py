@@ -54,6 +54,8 @@ while True:
     connection.close()
 """
 
+HOG = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+
 SERVICE = """
 import re, time
 from starlette.applications import Starlette
@@ -332,7 +334,7 @@ def bench_overload(seconds: float, many: int = 5) -> None:
         with short_dir() as run_dir, Supervisord(run_dir, programs) as fleet:
             until(lambda: set(fleet.states().values()) == {"RUNNING"}, what="all ready")
             time.sleep(1.0)
-            hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * cores)]
+            hogs = [subprocess.Popen([sys.executable, "-c", HOG]) for _ in range(8 * cores)]
             time.sleep(seconds)
             for hog in hogs:
                 hog.kill()

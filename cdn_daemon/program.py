@@ -181,11 +181,9 @@ class Program(Service):
     def _hear(self) -> None:
         assert self._ended is not None
         try:
-            message = self._link.recv(_MESSAGE_BYTES).decode(errors="replace")
+            message = self._receive()
         except BlockingIOError:
             return
-        except ConnectionResetError:
-            message = ""
         match message.split(" ", 3):
             case ["running"]:
                 self._runs = True
@@ -200,6 +198,15 @@ class Program(Service):
                 if not self._ended.done():
                     kill_descendants()
                     self._ended.set_exception(RuntimeError("the keeper died, and the program with it"))
+
+    def _receive(self) -> str:
+        """What the keeper says next; empty once it has ended."""
+        for _ in range(2):
+            try:
+                return self._link.recv(_MESSAGE_BYTES).decode(errors="replace")
+            except ConnectionResetError:  # it ended with a message of ours unread; what it said before is still to come
+                continue
+        return ""
 
     def _probed(self, number: int, wait_status: int, text: str) -> None:
         if number == self._asked and self._answer is not None and not self._answer.done():

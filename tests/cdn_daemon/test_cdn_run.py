@@ -294,13 +294,12 @@ def test_commands(start: Start, run_dir: RunDir, body: Restart | Shutdown, code:
     """As for any service: told to restart it ends with 75, to shut down with 0, whatever the program's own code."""
     tiny = start("--", "sh", "-c", PATIENT, SUPERVISOR_ENABLED="1")
     tiny.url()
-    commander = Commander(run_dir)
-    commander.hear(object)
-    commander.send(body)
-    assert tiny.wait() == code
-    said(tiny, "told TERM")
-    assert "sh has ended: exit code 5" in tiny.log()
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        commander.send(body)
+        assert tiny.wait() == code
+        said(tiny, "told TERM")
+        assert "sh has ended: exit code 5" in tiny.log()
 
 
 def test_its_place_in_the_fleet(start: Start, run_dir: RunDir) -> None:
@@ -309,22 +308,21 @@ def test_its_place_in_the_fleet(start: Start, run_dir: RunDir) -> None:
     program = pid_of(tiny)
     tiny.url()
     until(lambda: b"program_pid" in tiny.get("/metrics")[1])
-    commander = Commander(run_dir)
-    commander.hear(object)
-    commander.send(ReportStatus())
-    outcome = commander.hear(Outcome, id="c1")
-    assert outcome.kind is OutcomeKind.DONE
-    status = outcome.status
-    assert (status.instance, status.phase, status.pid, status.address) == (
-        "tiny",
-        LifecyclePhase.SERVING,
-        tiny.pid,
-        None,
-    )
-    assert status.metrics.values["program_pid"] == program
-    assert tiny.get("/livez")[0] == 200
-    assert tiny.get("/")[0] == 404
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        commander.send(ReportStatus())
+        outcome = commander.hear(Outcome, id="c1")
+        assert outcome.kind is OutcomeKind.DONE
+        status = outcome.status
+        assert (status.instance, status.phase, status.pid, status.address) == (
+            "tiny",
+            LifecyclePhase.SERVING,
+            tiny.pid,
+            None,
+        )
+        assert status.metrics.values["program_pid"] == program
+        assert tiny.get("/livez")[0] == 200
+        assert tiny.get("/")[0] == 404
 
 
 @pytest.mark.parametrize(

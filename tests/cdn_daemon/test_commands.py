@@ -41,6 +41,12 @@ class Commander:
         self.heard: list[AgentMessage] = []
         self.routing_id = b""
 
+    def __enter__(self) -> Commander:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.broker.close()
+
     def hear(self, wanted: type[Any], **fields: object) -> Any:
         """The next message of that type with those fields."""
         deadline_s = time.monotonic() + 30
@@ -73,11 +79,10 @@ def tiny(run_path: Path) -> Iterator[ServiceProcess]:
 @pytest.fixture
 def commander(run_dir: RunDir, tiny: ServiceProcess) -> Iterator[Commander]:
     """Who commands it, once it has said hello."""
-    commander = Commander(run_dir)
-    hello = commander.hear(Hello)
-    assert (hello.target, hello.role, hello.incarnation, hello.pid) == ("tiny", "daemon", 1, tiny.pid)
-    yield commander
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        hello = commander.hear(Hello)
+        assert (hello.target, hello.role, hello.incarnation, hello.pid) == ("tiny", "daemon", 1, tiny.pid)
+        yield commander
 
 
 def test_restart(tiny: ServiceProcess, commander: Commander) -> None:

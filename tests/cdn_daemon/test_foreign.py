@@ -88,16 +88,15 @@ def test_nginx(start: Start, run_dir: RunDir) -> None:
             return bool(answer.read() == b"two")
 
     until(reloaded)
-    commander = Commander(run_dir)
-    commander.hear(object)
-    commander.send(ReportStatus())
-    assert commander.hear(Outcome, id="c1").status.address == base
-    pids = tree(tiny, "nginx")
-    assert len(pids) >= 3
-    commander.send(Restart(), "c2")
-    assert tiny.wait() == 75
-    until(lambda: not any(map(is_running, pids)))
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        commander.send(ReportStatus())
+        assert commander.hear(Outcome, id="c1").status.address == base
+        pids = tree(tiny, "nginx")
+        assert len(pids) >= 3
+        commander.send(Restart(), "c2")
+        assert tiny.wait() == 75, tiny.log()
+        until(lambda: not any(map(is_running, pids)))
 
 
 def test_nginx_killed(start: Start, run_path: Path) -> None:

@@ -130,15 +130,14 @@ def test_set_limits(spawn: Spawn, run_dir: RunDir) -> None:
     """A command changes them live; contradictions are rejected with the reason."""
     tiny = spawn()
     tiny.url()
-    commander = Commander(run_dir)
-    commander.hear(object)
-    wrong = SetLimits(limits=Limits(fds=Band(soft=10, hard=5)))
-    commander.send(wrong, "c1")
-    outcome = commander.hear(Outcome, id="c1")
-    assert (outcome.kind, outcome.reason) == (OutcomeKind.REJECTED, "cannot limit fds: soft=10 is over hard=5")
-    commander.send(SetLimits(limits=Limits(rss_bytes=Band(soft=1e18))), "c2")
-    assert commander.hear(Outcome, id="c2").kind is OutcomeKind.REJECTED
-    commander.send(SetLimits(limits=Limits(threads=Band(soft=1, hard=2))), "c3")
-    assert commander.hear(Outcome, id="c3").kind is OutcomeKind.DONE
-    assert tiny.wait() == 75
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        wrong = SetLimits(limits=Limits(fds=Band(soft=10, hard=5)))
+        commander.send(wrong, "c1")
+        outcome = commander.hear(Outcome, id="c1")
+        assert (outcome.kind, outcome.reason) == (OutcomeKind.REJECTED, "cannot limit fds: soft=10 is over hard=5")
+        commander.send(SetLimits(limits=Limits(rss_bytes=Band(soft=1e18))), "c2")
+        assert commander.hear(Outcome, id="c2").kind is OutcomeKind.REJECTED
+        commander.send(SetLimits(limits=Limits(threads=Band(soft=1, hard=2))), "c3")
+        assert commander.hear(Outcome, id="c3").kind is OutcomeKind.DONE
+        assert tiny.wait() == 75

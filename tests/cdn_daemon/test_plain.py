@@ -102,15 +102,14 @@ def test_commands_and_status(spawn: Spawn, run_dir: RunDir) -> None:
     """It reports and obeys; nobody is sent to it, as it serves nothing."""
     tiny = spawn(SUPERVISOR_ENABLED="1")
     tiny.url()
-    commander = Commander(run_dir)
-    commander.hear(object)
-    commander.send(ReportStatus())
-    status = commander.hear(Outcome, id="c1").status
-    assert (status.phase, status.address) == ("serving", None)
-    commander.send(Restart(), "c2")
-    assert tiny.wait() == 75
-    assert "function returns" in tiny.log()
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        commander.send(ReportStatus())
+        status = commander.hear(Outcome, id="c1").status
+        assert (status.phase, status.address) == ("serving", None)
+        commander.send(Restart(), "c2")
+        assert tiny.wait() == 75
+        assert "function returns" in tiny.log()
 
 
 def test_ready_when_it_says_so(spawn: Spawn, run_path: Path) -> None:

@@ -190,24 +190,23 @@ def test_ready_and_healthy_by_http(start: Start, run_path: Path, run_dir: RunDir
     options = ("--http", url, "--period", "0.2", "--threshold", "2", "--", "python", f"{run_path}/server.py")
     tiny = start(*options, str(port), str(answer))
     until(lambda: "listens on" in tiny.log())
-    commander = Commander(run_dir)
-    commander.hear(object)
-    commander.send(ReportStatus())
-    status = commander.hear(Outcome, id="c1").status
-    assert (status.phase, status.address) == ("starting", None)
-    assert any(reason.startswith("not ready: ") for reason in status.reasons), status.reasons
-    assert "serving" not in tiny.log()
-    answer.write_text("302")
-    tiny.url()
-    until(lambda: ready(tiny)["health"] == "healthy")
-    commander.send(ReportStatus(), "c2")
-    assert commander.hear(Outcome, id="c2").status.address == f"http://127.0.0.1:{port}"
-    answer.write_text("500")
-    until(lambda: ready(tiny)["health"] == "unhealthy")
-    assert ready(tiny)["reasons"] == [f"http: GET {url}: status 500"]
-    answer.write_text("200")
-    until(lambda: ready(tiny)["health"] == "healthy")
-    commander.broker.close()
+    with Commander(run_dir) as commander:
+        commander.hear(object)
+        commander.send(ReportStatus())
+        status = commander.hear(Outcome, id="c1").status
+        assert (status.phase, status.address) == ("starting", None)
+        assert any(reason.startswith("not ready: ") for reason in status.reasons), status.reasons
+        assert "serving" not in tiny.log()
+        answer.write_text("302")
+        tiny.url()
+        until(lambda: ready(tiny)["health"] == "healthy")
+        commander.send(ReportStatus(), "c2")
+        assert commander.hear(Outcome, id="c2").status.address == f"http://127.0.0.1:{port}"
+        answer.write_text("500")
+        until(lambda: ready(tiny)["health"] == "unhealthy")
+        assert ready(tiny)["reasons"] == [f"http: GET {url}: status 500"]
+        answer.write_text("200")
+        until(lambda: ready(tiny)["health"] == "healthy")
 
 
 def test_healthy_by_command(start: Start, run_path: Path) -> None:

@@ -91,6 +91,34 @@ def test_one_that_never_beats_is_not_judged_and_one_may_ask_for_more_time(run_di
         os.kill(plain, signal.SIGCONT)
 
 
+@pytest.mark.parametrize("told", [{}, {"type": "notify"}], ids=["auto", "notify"])
+def test_one_that_beats_is_judged_with_no_key_at_all(run_dir: Path, atlas: FakeAtlas, told: dict[str, str]) -> None:
+    """It is told a limit by WATCHDOG_USEC, and who beats once is judged by it; explicitly never is never."""
+    body = "open(sys.argv[1], 'w').write(os.environ.get('WATCHDOG_USEC', 'none'))\n"
+    body += "tell('WATCHDOG=1\\nWATCHDOG_USEC=600000')\nwhile True: time.sleep(1)"
+    programs = {}
+    for name, keys in {"never": {"watchdog_s": "0"}, "simple": {"type": "simple"}, "judged": {}}.items():
+        command = beating(run_dir, name, body, before=HOLDS)["command"] + f" {run_dir}/{name}.told"
+        programs[name] = {"command": command, **told, **keys}
+    with Supervisord(run_dir, programs):
+        pids = {name: atlas.row(name, "RUNNING").pid or 0 for name in programs}
+        limits = {name: until(lambda n=name: read_text(run_dir / f"{n}.told")) for name in programs}  # type: ignore[misc]
+        assert limits == {"never": "none", "simple": "none", "judged": "500000"}
+        for pid in pids.values():
+            os.kill(pid, signal.SIGUSR2)
+        replaced(atlas, run_dir, "judged", pids["judged"])
+        heard = len(atlas.statuses)
+        until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
+        assert {name: atlas.row(name).pid for name in ("never", "simple")} == {
+            name: pids[name] for name in ("never", "simple")
+        }
+
+
+def read_text(path: Path) -> str:
+    """What is in that file; empty if there is none yet."""
+    return path.read_text() if path.exists() else ""
+
+
 def test_a_process_under_a_debugger_is_left_alone(run_dir: Path, atlas: FakeAtlas) -> None:
     gdb = shutil.which("gdb")
     if gdb is None:
