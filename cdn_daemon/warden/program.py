@@ -105,8 +105,15 @@ class Program:
     stopped_by: str = ""
     held_since_s: float | None = None
     """Since when an operator's start waits for what it depends on: STARTING without a process."""
+    has_notified: bool = False
+    """It has sent READY=1, in this or an earlier incarnation."""
     stock: bool = False
     """Our own decision failed with an error: supervisor decides until the next start."""
+
+    @property
+    def notifies(self) -> bool:
+        """Whether READY=1 is to be expected of it: so it was said, or it has sent one before."""
+        return self.settings.notifies or (self.settings.learns and self.has_notified)
 
     @property
     def is_ready(self) -> bool:
@@ -116,7 +123,7 @@ class Program:
     @property
     def is_awaited(self) -> bool:
         """Whether its READY=1 is."""
-        return self.settings.notifies and self.state is ProcessState.STARTING
+        return self.notifies and self.state is ProcessState.STARTING
 
     def overdue(self, now_s: float, stop_wait_s: float) -> str:
         """What it should have done by now; empty if it has time, or has been convicted already."""

@@ -75,7 +75,7 @@ class Restarts:
             case ProcessState.STARTING if program.held_since_s is not None:
                 return Step.SPAWN if is_up and self._may_go(program, now_s) else Step.WAIT
             case ProcessState.STARTING:
-                return Step.WAIT if program.settings.notifies else Step.STOCK
+                return Step.WAIT if program.notifies else Step.STOCK
             case ProcessState.EXITED | ProcessState.BACKOFF:
                 is_due = program.due_s is not None and now_s >= program.due_s
                 return Step.SPAWN if is_due and is_up else Step.WAIT
@@ -138,7 +138,7 @@ class Restarts:
         """Hear its last words; whether it was ready. What does not notify counts as ready."""
         self._hear()
         program: Program = process.program
-        return not program.settings.notifies or program.is_ready
+        return not program.notifies or program.is_ready
 
     def finished(self, process: Process, pid: int, wait_status: int) -> None:
         """It has ended: ask the policy what follows, unless it was told to stop."""
@@ -238,7 +238,7 @@ class Restarts:
         program.state = new
         if new is ProcessState.RUNNING and program.now is not None:
             program.now.ready_s = now_s
-            if program.settings.watchdog_s and program.now.heard_s is None:
+            if program.settings.must_beat and program.now.heard_s is None:
                 program.now.heard_s = now_s + FIRST_BEAT_S
         elif new is ProcessState.STOPPING:
             program.stopping_since_s = now_s

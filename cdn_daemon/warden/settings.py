@@ -8,12 +8,14 @@ key                default  meaning
 =================  =======  ==================================================================================
 ``type``           auto     ``notify``: it sends READY=1, and is STARTING until then. ``simple``: it does not,
                             and is treated as stock supervisord does. ``auto``: notify if its command is one
-                            of this project's (``python -m services.…``, ``cdn-run``), else simple
+                            of this project's (``python -m services.…``, ``cdn-run``), else simple until it has
+                            sent READY=1 for the first time, and notify from its next start on
 ``depends_on``              programs that must be ready before this one is started, separated by commas
 ``ready_s``        30       how long a program of type notify may take to READY=1
-``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. auto: 0.5 for
-                            this project's programs, which beat ten times a second, 0 for others; they may ask
-                            for it themselves by WATCHDOG_USEC=
+``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. It is told so
+                            by WATCHDOG_USEC. auto: 0.5, for this project's programs from READY=1 on, for others
+                            from their first WATCHDOG=1 on: who never beats is never judged. Other than 0, a
+                            program may change it by a WATCHDOG_USEC= of its own. Of type simple it is 0
 ``restart_budget`` 5        starts in 60 s; the next failure quarantines it
 =================  =======  ==================================================================================
 
@@ -48,10 +50,14 @@ class Settings:
     """What the warden is told of one program."""
 
     notifies: bool = False
+    learns: bool = False
+    """It is nobody's word that it does not notify: once it has, it does."""
     depends_on: tuple[str, ...] = ()
     ready_s: float = 30.0
     watchdog_s: float = 0.0
-    """0.0: its silence is not judged."""
+    """0.0: its silence is never judged."""
+    must_beat: bool = False
+    """It is judged from READY=1 on; else from its first WATCHDOG=1."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -73,16 +79,15 @@ def settings_of(name: str, command: str, own: Mapping[str, str], default: Mappin
         raise SettingsError(f"cannot use restart_budget={budget} of {where}: it must be a whole number")
     is_ours = _is_ours(command)
     watchdog = told.get("watchdog_s", "auto").strip()
-    if watchdog == "auto":
-        watchdog_s = DEFAULT_SILENCE_S if is_ours else 0.0
-    else:
-        watchdog_s = _number(where, "watchdog_s", watchdog, at_least=0.0)
+    watchdog_s = DEFAULT_SILENCE_S if watchdog == "auto" else _number(where, "watchdog_s", watchdog, at_least=0.0)
     notifies = kind == "notify" or (kind == "auto" and is_ours)
-    if watchdog_s and not notifies and watchdog != "auto" and "watchdog_s" in own:
+    if kind == "simple" and watchdog_s and watchdog != "auto" and "watchdog_s" in own:
         raise SettingsError(f"cannot use watchdog_s={watchdog} of {where}: its type is simple, it sends no WATCHDOG=1")
     return Settings(
         notifies=notifies,
-        watchdog_s=watchdog_s if notifies else 0.0,
+        learns=kind == "auto",
+        watchdog_s=0.0 if kind == "simple" else watchdog_s,
+        must_beat=notifies and (is_ours or watchdog != "auto"),
         depends_on=tuple(part for part in told.get("depends_on", "").replace(",", " ").split() if part),
         ready_s=_number(where, "ready_s", told.get("ready_s", "30"), at_least=0.1),
         limits=Limits(budget=int(budget)),

@@ -177,7 +177,7 @@ class Warden:
         return f"{os.getpid()}/{program.name}/{start}"
 
     def _ended(self, program: Program, pid: int) -> None:
-        if program.settings.notifies:
+        if program.notifies:
             self._bailiff.ended(pid, self._mark(program, program.starts), time.monotonic())
 
     def _touched(self) -> None:
@@ -223,6 +223,8 @@ class Warden:
         life.hear(notice, lambda pid: belongs_to(pid, root_pid), now_s)
         if notice.malformed:
             self.boundary.counts["notify_malformed_lines"] += notice.malformed
+        if notice.ready:
+            program.has_notified = True
         if notice.ready and program.is_awaited:
             reach.set_running(self._table.processes[program.name])
 

@@ -1,8 +1,8 @@
 """Keeps the judge's books: who was heard when, and what /proc said of those who were not.
 
 judge.py decides; this file samples, bounded in what it does in one tick. Watched is
-who has ``watchdog_s``, from READY=1 on, and who has sent WATCHDOG=1 and
-WATCHDOG_USEC= of its own.
+who is said to beat, from READY=1 on, and who has sent WATCHDOG=1; nobody whose
+``watchdog_s`` is 0.
 """
 
 from __future__ import annotations
@@ -113,4 +113,5 @@ def _is_watched(program: Program, life: Incarnation) -> bool:
 
 
 def _limit_s(program: Program, life: Incarnation) -> float:
-    return program.settings.watchdog_s if life.watchdog_s is None else life.watchdog_s
+    own = program.settings.watchdog_s
+    return own if own == 0.0 or life.watchdog_s is None else life.watchdog_s  # an operator's 0 is never

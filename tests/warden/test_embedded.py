@@ -55,12 +55,12 @@ def ask(port: int, path: str, *, wait: bool) -> bytes:
 
 
 def faulty(run_dir: Path) -> tuple[dict[str, str], int]:
-    """The service as a program, watched by its own limits, and its port."""
+    """The service as a program, with what the README says of it and no more, and its port."""
     (run_dir / "faulty.py").write_text(SERVICE)
     port = free_port()
     command = f"{sys.executable} {run_dir}/faulty.py {port}"
     environment = 'CDN_LIMIT_LOOP_LAG_S="0.5:1"'
-    return {"command": command, "type": "notify", "watchdog_s": "0.5", "environment": environment}, port
+    return {"command": command, "type": "notify", "environment": environment}, port
 
 
 def replaced(atlas: FakeAtlas, run_dir: Path, pid: int) -> PostMortem:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -83,6 +85,25 @@ def test_nobody_speaks_for_another_and_noise_is_counted(run_dir: Path) -> None:
         until(lambda: atlas.counts().get("notify_too_large", 0) >= 2, what="large refused")
         assert fleet.states() == {"victim": "STARTING", "noisy": "RUNNING"}
         assert atlas.counts().get("errors", 0) == 0
+
+
+def test_one_that_notifies_unasked_is_taken_for_one_that_does(run_dir: Path) -> None:
+    """type=auto: stock the first time, as nobody could know; RUNNING is ready from then on."""
+    body = "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\ntell('READY=1')\n"
+    body += "open(sys.argv[1] + '.told', 'w')\ntime.sleep(1000)"
+    gate = run_dir / "gate"
+    program = {"command": python(run_dir, "learned", body, notifies=True) + f" {gate}"}
+    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"learned": program}) as fleet:
+        pid = atlas.row("learned", "RUNNING").pid or 0
+        gate.touch()
+        until((run_dir / "gate.told").exists, what="told")
+        gate.unlink()
+        os.kill(pid, signal.SIGKILL)
+        row = atlas.row("learned", "STARTING")
+        assert row.reason == "not ready yet"
+        until(lambda: fleet.states()["learned"] == "STARTING", what="shown")
+        gate.touch()
+        assert atlas.row("learned", "RUNNING").restarts == 1
 
 
 def test_ready_twice_is_ready_once(run_dir: Path) -> None:

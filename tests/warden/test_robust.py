@@ -176,9 +176,15 @@ def test_settings_have_their_defaults_by_the_command() -> None:
     ours = settings_of("x", "python -m services.atlas", {}, {})
     assert (ours.notifies, ours.watchdog_s) == (True, 0.5)
     assert settings_of("x", "/venv/bin/cdn-run -- sleep 1", {}, {}).notifies
+    assert ours.must_beat
     other = settings_of("x", "sleep 1", {}, {})
-    assert (other.notifies, other.watchdog_s) == (False, 0.0)
-    assert settings_of("x", "sleep 1", {"type": "notify"}, {}).watchdog_s == 0.0
+    assert (other.notifies, other.learns, other.watchdog_s, other.must_beat) == (False, True, 0.5, False)
+    told = settings_of("x", "sleep 1", {"type": "notify"}, {})
+    assert (told.notifies, told.learns, told.watchdog_s, told.must_beat) == (True, False, 0.5, False)
+    assert settings_of("x", "sleep 1", {"type": "notify", "watchdog_s": "2"}, {}).must_beat
+    simple = settings_of("x", "sleep 1", {"type": "simple"}, {"watchdog_s": "5"})
+    assert (simple.notifies, simple.learns, simple.watchdog_s, simple.must_beat) == (False, False, 0.0, False)
+    assert settings_of("x", "sleep 1", {"watchdog_s": "0"}, {}).watchdog_s == 0.0
     assert settings_of("x", "sleep 1", {}, {"type": "notify", "watchdog_s": "5"}).watchdog_s == 5.0
     assert settings_of("x", "sleep 1", {"ready_s": "7"}, {"ready_s": "5"}).ready_s == 7.0
     with pytest.raises(SettingsError, match="known are"):
