@@ -59,12 +59,17 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
 
 
-def write(directory: Path, report: PostMortem) -> Path:
-    """Write one report, and remove what is too many. OSError if the disk will not have it."""
-    of_program = directory / file_name(report.name)
+def new_path(directory: Path, name: str, pid: int) -> Path:
+    """Where the report of a process that ends now is to be written; it can be told before it is there."""
+    now_ns = time.time_ns()
+    when = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // 1_000_000_000))
+    return directory / file_name(name) / f"{when}.{now_ns % 1_000_000_000:09d}-{pid}.json"
+
+
+def write(path: Path, report: PostMortem) -> None:
+    """Write one report, and remove what is too many beside it. OSError if the disk will not have it."""
+    of_program = path.parent
     of_program.mkdir(mode=0o700, parents=True, exist_ok=True)
-    when = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    path = of_program / f"{when}.{time.time_ns() % 1_000_000_000:09d}-{report.pid}.json"
     unfinished = path.with_suffix(".part")
     try:
         unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
@@ -74,7 +79,6 @@ def write(directory: Path, report: PostMortem) -> Path:
         raise
     for old in sorted(of_program.iterdir())[:-KEPT]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def read(directory: Path, name: str) -> list[PostMortem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bus.messages import ProcessRow, ProcessState
 from cdn_daemon.warden.judge import Sample
@@ -52,6 +53,8 @@ class Incarnation:
     """Why it was killed by us; empty if it was not."""
     end: str = ""
     """How it ended, in words."""
+    postmortem: Path | None = None
+    """Where its post-mortem is, once it has ended."""
     kill_due_s: float | None = None
     """When SIGKILL follows on what was sent to it first."""
 

@@ -143,17 +143,18 @@ class Restarts:
     def finished(self, process: Process, pid: int, wait_status: int) -> None:
         """It has ended: ask the policy what follows, unless it was told to stop."""
         try:
-            self._finished(process, wait_status)
+            self._finished(process, pid, wait_status)
         except Exception as error:  # noqa: BLE001 - supervisord decides this time
             self.boundary.survived("finished", error)
             process.program.stock = True
         self._after_end(process.program, pid, wait_status)
 
-    def _finished(self, process: Process, wait_status: int) -> None:
+    def _finished(self, process: Process, pid: int, wait_status: int) -> None:
         program: Program = process.program
         now_s = time.monotonic()
         life = program.now or Incarnation(pid=None, spawned_s=now_s)
         life.pid = None
+        life.postmortem = postmortem.new_path(self._run_dir / "postmortems", program.name, pid)
         program.wait_status = wait_status
         self._touched()
         ending = self._ending(process, life, wait_status, now_s)
@@ -179,23 +180,30 @@ class Restarts:
         program: Program = process.program
         limits = program.settings.limits
         program.history, decision = policy.ended(program.history, ending, now_s, limits, random.random())
-        program.reason = decision.reason
+        program.reason = decision.reason + self._where_to_read_on(program)
         program.due_s = None
         match decision:
-            case policy.Restart(after_s, reason):
+            case policy.Restart(after_s):
                 program.due_s = now_s + after_s
                 if after_s > 0.0:
                     # As a time of day it stays true, in supervisorctl too, which keeps what it was told.
                     next_try = time.strftime("%H:%M:%S", time.localtime(time.time() + after_s))
-                    program.reason = reason = f"{reason}; next try at {next_try}"
-                    reach.set_backoff(process, reason, after_s)
+                    program.reason += f"; next try at {next_try}"
+                    reach.set_backoff(process, program.reason, after_s)
                 else:
                     reach.set_exited(process)
-            case policy.Quarantine(reason):
-                reach.set_fatal(process, reason)
-                self._logger.warn(f"gave up: {program.name} {reason}")
+            case policy.Quarantine():
+                reach.set_fatal(process, program.reason)
+                self._logger.warn(f"gave up: {program.name} {program.reason}")
             case policy.StayDown():
                 reach.set_exited(process)
+
+    def _where_to_read_on(self, program: Program) -> str:
+        """For one that was killed by us: its stacks, wherever its log says that they are, are in its post-mortem."""
+        life = program.now
+        if life is None or not life.verdict or life.postmortem is None:
+            return ""
+        return f" ({life.postmortem.relative_to(self._run_dir.parent)})"
 
     @guarded(None)
     def _after_end(self, program: Program, pid: int, wait_status: int) -> None:
@@ -203,6 +211,8 @@ class Restarts:
         if life is None:
             return
         self._ended(program, pid)
+        if life.postmortem is None:
+            return
         now_s = time.monotonic()
         follows = program.state.value
         if program.due_s is not None:
@@ -226,7 +236,9 @@ class Restarts:
             stacks=postmortem.take_stacks(self._run_dir / "stacks", pid),
             log_tail=postmortem.tail(program.log, postmortem.MAX_LOG_BYTES),
         )
-        postmortem.write(self._run_dir / "postmortems", report)
+        postmortem.write(life.postmortem, report)
+        if not report.ordered_by:
+            self._logger.info(f"post-mortem of '{program.name}' ({pid}): {life.postmortem}")
 
     # -- states -------------------------------------------------------------------------------------------
 

@@ -36,9 +36,13 @@ def test_start_returns_when_ready_and_status_says_starting_until_then(run_dir: P
 
 def test_a_program_that_never_gets_ready_is_judged_failed(run_dir: Path) -> None:
     program = {"command": "sleep 1000", "type": "notify", "ready_s": "0.3", "restart_budget": "2"}
-    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"never": program}):
+    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"never": program}) as fleet:
         expected = "quarantined: 2 starts in 60 s, last: killed by SIGABRT: not ready within 0.3 s"
-        assert atlas.row("never", "FATAL").reason == expected
+        row = atlas.row("never", "FATAL")
+        said, _, where = row.reason.removesuffix(")").rpartition(" (")
+        assert said == expected
+        assert (run_dir.parent / where).read_text().count("not ready within") == 2  # the end, and the verdict
+        assert f"): {run_dir.parent / where}\n" in fleet.log()
 
 
 def test_a_start_that_says_it_needs_longer_gets_longer(run_dir: Path) -> None:

@@ -117,7 +117,8 @@ def test_every_incarnation_has_a_post_mortem_and_they_are_bounded(run_dir: Path)
             wait_status=9,
             end="killed by SIGKILL",
         )
-        path = postmortem.write(run_dir / "postmortems", report)
+        path = postmortem.new_path(run_dir / "postmortems", report.name, report.pid)
+        postmortem.write(path, report)
         assert path.parent.parent == run_dir / "postmortems"
     (path.parent / "half.part").write_text('{"name": "a')
     (path.parent / "zzz-damaged.json").write_text('{"name": "a')
