@@ -410,6 +410,8 @@ class FleetReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="fleet
     services: tuple[ServiceView, ...]
     counts: dict[str, int] = field(default_factory=dict)
     """ATLAS's counters: frames dropped by cause, agents connected, …"""
+    notes: tuple[str, ...] = ()
+    """What is wrong with the hosts themselves, in words: a warden that is silent, or that has survived errors."""
 
 
 class EventsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="events_reply"):

@@ -27,6 +27,8 @@ class Fleet(NamedTuple):
     """The instances that ATLAS knows; none if it is silent."""
     unsupervised: str = ""
     """Why it cannot be said that the services of this host are supervised, and what to do; empty if they are."""
+    notes: tuple[str, ...] = ()
+    """What ATLAS says is wrong with the hosts themselves."""
     is_abandoned: bool = False
     """Whether there is no supervisord on this host, so that nobody could do what is ordered."""
 
@@ -43,8 +45,9 @@ def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
     """
     refuse_absent(run_dir, gone)
     try:
-        services = ask_fleet(run_dir).services
-        return _checked(run_dir, _when_whole(run_dir, services) if _is_young(services) else services)
+        reply = ask_fleet(run_dir)
+        services = _when_whole(run_dir, reply.services) if _is_young(reply.services) else reply.services
+        return _checked(run_dir, services)._replace(notes=reply.notes)
     except AtlasSilent:
         say(f"{SILENCE}; asking supervisord")
     except Refused as error:

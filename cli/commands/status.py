@@ -37,6 +37,8 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
         write(status_document(chosen.services))
     elif chosen.services or not names:
         write(status_table(chosen.services, stdout_screen()))
+    for note in fleet.notes:
+        say(note)
     if chosen.unknown:
         problem = unknown_names(chosen.unknown, [view.instance for view in fleet.services])
         say(problem.message)

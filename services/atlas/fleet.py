@@ -181,6 +181,19 @@ class Fleet:
         names = sorted(rows.keys() | self.members.keys())
         return tuple(view(name, self.members.get(name), rows.get(name), now_s) for name in names)
 
+    def notes(self, now_s: float) -> tuple[str, ...]:
+        """What is wrong with the hosts themselves, in words."""
+        notes = []
+        for host, node in sorted(self.nodes.items()):
+            errors = node.status.counts.get("errors", 0)
+            if not node.reachable:
+                notes.append(f"supervisord on {host} is silent for {now_s - node.heard_s:.1f} s")
+            if errors:
+                many = "1 error" if errors == 1 else f"{errors} errors"
+                last = f"the last in {node.status.last_error}; see supervisord.log"
+                notes.append(f"the warden on {host} has survived {many}, {last}")
+        return tuple(notes)
+
     def view(self, name: str, now_s: float) -> ServiceView | None:
         """One instance; None if it is unknown."""
         member, place = self.members.get(name), self.rows().get(name)

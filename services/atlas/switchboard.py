@@ -190,7 +190,12 @@ class Switchboard:
             return
         match request:
             case FleetRequest():
-                reply = FleetReply(id=request.id, services=self._fleet.views(now_s), counts=dict(self.counts))
+                reply = FleetReply(
+                    id=request.id,
+                    services=self._fleet.views(now_s),
+                    counts=dict(self.counts),
+                    notes=self._fleet.notes(now_s),
+                )
                 self._reply(broker, routing_id, reply)
             case EventsRequest():
                 events = tuple(self._events)[-request.limit :] if request.limit > 0 else ()

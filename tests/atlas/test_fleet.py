@@ -208,6 +208,18 @@ def test_a_silent_supervisord() -> None:
     assert (web.state, web.health) == (ProcessState.RUNNING, HealthStatus.HEALTHY)
 
 
+def test_notes() -> None:
+    """A warden that is silent, or that has survived errors, is for operators to know."""
+    fleet = Fleet()
+    fleet.hear_node(node(), 0.0)
+    assert fleet.notes(0.0) == ()
+    fleet.hear_node(replace(node(2), counts={"errors": 2}, last_error="tick: OSError: no"), 1.0)
+    (note,) = fleet.notes(1.0)
+    assert note == "the warden on h1 has survived 2 errors, the last in tick: OSError: no; see supervisord.log"
+    fleet.tick(10.0)
+    assert fleet.notes(10.0)[0] == "supervisord on h1 is silent for 9.0 s"
+
+
 def test_states_of_the_table_are_told() -> None:
     """Each change of state of a known process, with its reason."""
     fleet = Fleet()

@@ -42,6 +42,8 @@ class FakeAtlas:
         self._run_dir = run_dir
         self.services = tuple(services)
         """What it shows; a test may change it."""
+        self.notes: tuple[str, ...] = ()
+        """What it says of the hosts; a test may change it."""
         self._events = tuple(events)
         self._order = order or self._obey
         self._publish: list[Event] = []
@@ -82,7 +84,7 @@ class FakeAtlas:
     def _answer(self, request: OperatorRequest) -> Replies:
         match request:
             case FleetRequest():
-                return [FleetReply(id=request.id, services=self.services)]
+                return [FleetReply(id=request.id, services=self.services, notes=self.notes)]
             case EventsRequest():
                 return [EventsReply(id=request.id, events=self._events[-request.limit :] if request.limit else ())]
             case OrderRequest():

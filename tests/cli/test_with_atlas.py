@@ -76,6 +76,15 @@ def test_status_goes_to_stdout_and_messages_to_stderr(run_dir: RunDir) -> None:
     assert done.stderr == "cdnctl: cannot find gateway-primry: did you mean gateway-primary?\n"
 
 
+def test_what_is_wrong_with_a_host_is_told(run_dir: RunDir) -> None:
+    """A warden's errors are on stderr, beside whatever is asked for."""
+    with FakeAtlas(run_dir, FLEET) as atlas:
+        atlas.notes = ("the warden on h1 has survived 1 error",)
+        done = cdnctl(run_dir.path, "status", "--json")
+    assert "cdnctl: the warden on h1 has survived 1 error\n" in done.stderr
+    assert services_of(done)
+
+
 @pytest.mark.parametrize("verb", ["start", "stop", "restart"])
 def test_an_order_is_followed_to_its_outcomes(run_dir: RunDir, verb: str) -> None:
     """Globs are resolved here; ATLAS gets names, a time and who asks, and each name's outcome is shown."""
