@@ -7,6 +7,7 @@ one supervisord:
   transition and tells it of every state, spawn and end;
 - ``supervisor.stopProcess``, while waiting, no longer makes the loop spin, and waits for the end of the process that
   it was to stop, whatever follows on that (calm_waiting_stops);
+- its listening Unix socket is made anew if its path is gone (reopen_unix_servers);
 - whoever waits for an answer is asked again at once after a state has changed (hurry_answers);
 - at the end of a run, before supervisord closes descriptors by number, we are told (at_end).
 
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 
 from supervisor import events
 from supervisor.datatypes import Automatic, RestartUnconditionally
+from supervisor.http import LogWrapper, supervisor_af_unix_http_server
 from supervisor.options import VERSION, make_namespec
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
@@ -401,6 +403,27 @@ def _calm(interface: Any) -> None:
 
     stopProcess.__doc__ = stock.__doc__
     interface.stopProcess = types.MethodType(stopProcess, interface)  # its dispatcher takes bound methods only
+
+
+def reopen_unix_servers(supervisord: Supervisord) -> list[str]:
+    """Listen anew at the paths that somebody has removed; which these were. OSError if that cannot be.
+
+    Only the listening socket is another: connections, handlers and whoever waits for an answer stay.
+    """
+    reopened: list[str] = []
+    servers = supervisord.options.httpservers
+    for number, (config, server) in enumerate(servers):
+        path = config.get("file")
+        if path is None or os.path.lexists(path):
+            continue
+        log = LogWrapper(supervisord.options.logger)
+        fresh = supervisor_af_unix_http_server(path, config["chmod"], config["chown"], log)
+        fresh.handlers = server.handlers
+        servers[number] = (config, fresh)
+        forget_fd(supervisord, server.socket.fileno())
+        server.close()
+        reopened.append(path)
+    return reopened
 
 
 def hurry_answers(supervisord: Supervisord) -> None:

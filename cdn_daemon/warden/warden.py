@@ -275,6 +275,7 @@ class Warden:
         if is_due:
             self._reported_s = now_s
             self._mend(now_s)
+            self._mend_server()
             if self._node is None:
                 self._join_bus()
         if self._node is None:
@@ -297,6 +298,12 @@ class Warden:
             self._inbox.open(name)
         self._watch.excuse(self._table.programs.values(), float("inf"), now_s)  # none of them could be heard
         return True
+
+    @guarded(None)
+    def _mend_server(self) -> None:
+        for path in reach.reopen_unix_servers(self._supervisord):
+            self.boundary.counts["sockets_lost"] += 1
+            self._logger.error(f"warden: {path} is gone; listening there anew")
 
     def status(self) -> NodeStatus:
         """The process table as of now; counts as one of the statuses sent."""

@@ -71,6 +71,45 @@ def test_a_cleared_run_directory_is_mended_and_nobody_is_judged_for_it(run_dir: 
         assert atlas.row("web").pid == pid
 
 
+def test_supervisords_own_socket_is_made_anew_and_who_waits_gets_an_answer(run_dir: Path, atlas: FakeAtlas) -> None:
+    gate = run_dir / "gate"
+    body = "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\ntell('READY=1')\ntime.sleep(1000)"
+    command = python(run_dir, "slow", body, notifies=True) + f" {gate}"
+    with Supervisord(run_dir, {"slow": {"command": command, "type": "notify", "autostart": "false"}}) as fleet:
+        assert fleet.process is not None
+        fds = psutil.Process(fleet.process.pid).num_fds()
+        starting = subprocess.Popen(
+            [str(BIN / "supervisorctl"), "-c", str(fleet.conf), "start", "slow"],
+            env=fleet.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            atlas.row("slow", "STARTING")
+            for many in (1, 2, 3):
+                (run_dir / "supervisor.sock").unlink()
+                until(lambda n=many: atlas.counts().get("sockets_lost", 0) == n, what="noticed")  # type: ignore[misc]
+                assert fleet.states() == {"slow": "STARTING"}
+            assert (run_dir / "supervisor.sock").stat().st_mode & 0o777 == 0o700
+            gate.touch()
+            output, _ = starting.communicate(timeout=30)
+        finally:
+            starting.kill()
+            starting.wait()
+        assert output.strip() == "slow: started"
+        fleet.ctl("stop", "slow")
+        until(lambda: psutil.Process(fleet.process.pid).num_fds() <= fds, what="none is left open")  # type: ignore[union-attr]
+        assert atlas.counts().get("errors", 0) == 0
+        supervisord = psutil.Process(fleet.process.pid)
+        before = supervisord.cpu_times()
+        heard = len(atlas.statuses)
+        until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
+        after = supervisord.cpu_times()
+        assert after.user + after.system - before.user - before.system < 0.5  # nor does its loop spin
+        fleet.stop()
+        assert not (run_dir / "supervisor.sock").exists()
+
+
 def test_nothing_of_the_tree_is_left_behind(run_dir: Path, atlas: FakeAtlas) -> None:
     """Children in the group, one that left it by setsid, and one that did so twice."""
     body = (
