@@ -19,8 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tests.data_fabric.support import AIRPORTS, TOP_20, Client
-from tests.data_fabric.test_durability import process
+from tests.data_fabric.support import AIRPORTS, TOP_20, Client, process
 from tests.support import short_dir
 
 COUNTRIES = ["US", "DE", "FR", "BR", "CA", "AU", "GB", "ZA", "MX", "AR"]
