@@ -345,6 +345,7 @@ def bench_overload(seconds: float, many: int = 5) -> None:
 
 def main() -> None:
     """Run what is asked for."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled, so what runs from here must be
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--overload", type=float, default=60.0, metavar="SECONDS")
