@@ -52,11 +52,6 @@ class RunDir:
         return f"ipc://{self.path}/operators.sock"
 
     @property
-    def notify(self) -> Path:
-        """The warden's datagram socket, sd_notify(3)."""
-        return self.path / "notify.sock"
-
-    @property
     def supervisor(self) -> Path:
         """supervisord's XML-RPC."""
         return self.path / "supervisor.sock"

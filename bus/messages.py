@@ -312,7 +312,7 @@ class Command(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """Who speaks on this connection; sent once a second, as ATLAS may be a new one."""
+    """Who speaks on this connection; sent every other second at least, as ATLAS may be a new one."""
 
     target: Name
     """The name that commands to this agent carry: an instance, or a warden's host."""

@@ -41,7 +41,7 @@ ACCEPT_S = 1.0
 """A daemon accepts in a tick; one that has not within ten is not listening."""
 RESEND_S = 0.3
 GREETED_S = 5.0
-"""Agents greet once a second; one that has not for this long is gone."""
+"""Agents greet every other second at least; one that has not for this long is gone."""
 MAX_TIMEOUT_S = 3600.0
 MAX_OPEN = 10_000
 
