@@ -18,7 +18,7 @@ import pytest
 
 from cli.exits import Exit
 from tests.cli.support import CDNCTL, cdnctl, ended_afterwards, fleet_copy, outcomes_of, services_of
-from tests.support import BIN, environment, short_dir, until
+from tests.support import BIN, environment, is_running, short_dir, until
 
 NAMES = ("atlas", "cdn-data-fabric", "gateway-primary")
 CHOOSE: dict[str, str | None] = {"CDN_RUN_DIR": None, "CDN_PORT": "0"}
@@ -353,9 +353,9 @@ def test_a_fleet_without_supervisord_is_not_well(short_home: Path) -> None:
         restart = fleet.cdnctl("restart", "gateway-primary")
         assert (alone.returncode, restart.returncode) == (Exit.NOT_WELL, Exit.FAILED)
         assert "no supervisord runs in" in alone.stderr
-        assert all(psutil.pid_exists(service["pid"]) for service in before.values())
+        assert all(is_running(service["pid"]) for service in before.values())
         again = fleet.cdnctl("up")
         assert again.returncode == Exit.OK, again.stderr
         until(lambda: fleet.cdnctl("status").returncode == Exit.OK, what="it is well")
         assert fleet.cdnctl("down").returncode == Exit.OK
-        assert not any(psutil.pid_exists(service["pid"]) for service in before.values())
+        assert not any(is_running(service["pid"]) for service in before.values())

@@ -15,7 +15,7 @@ from cdn_daemon.warden import postmortem
 from cdn_daemon.warden.postmortem import PostMortem
 from cdn_daemon.warden.reach import UnsupportedVersion, check_version
 from cdn_daemon.warden.settings import SettingsError, check_defaults, read, settings_of
-from tests.support import BIN, Supervisord, kill_tree, until
+from tests.support import BIN, Supervisord, is_running, kill_tree, until
 from tests.warden.programs import BEATS, FakeAtlas, beating, python
 
 
@@ -77,6 +77,7 @@ def test_supervisords_own_socket_is_made_anew_and_who_waits_gets_an_answer(run_d
     command = python(run_dir, "slow", body, notifies=True) + f" {gate}"
     with Supervisord(run_dir, {"slow": {"command": command, "type": "notify", "autostart": "false"}}) as fleet:
         assert fleet.process is not None
+        atlas.row("slow", "STOPPED")  # the bus is joined once it runs, and has descriptors of its own
         fds = psutil.Process(fleet.process.pid).num_fds()
         starting = subprocess.Popen(
             [str(BIN / "supervisorctl"), "-c", str(fleet.conf), "start", "slow"],
@@ -306,7 +307,7 @@ def test_a_fork_storm_goes_with_its_program(run_dir: Path, atlas: FakeAtlas) -> 
         until(lambda: atlas.row("storm", "RUNNING").pid != pid, what="replaced")
         storm = [child.pid for child in psutil.Process(atlas.rows()["storm"].pid or 0).children()]
         assert len(storm) == 100
-    assert not any(psutil.pid_exists(each) for each in storm)  # nor does supervisord leave any when it ends
+    assert not any(is_running(each) for each in storm)  # nor does supervisord leave any when it ends
 
 
 def test_silence_is_looked_for_in_the_main_process_that_was_named(run_dir: Path, atlas: FakeAtlas) -> None:
