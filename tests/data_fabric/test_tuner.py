@@ -150,7 +150,9 @@ def test_a_join_gets_the_index_of_its_inner_side(airports: Bench) -> None:
     )
     airports.seconds(40, lambda: [airports.ask(sql, icao) for icao in ("EDDF", "KLAX", "LFPG", "EGLL", "SBGR", "FACT")])
     assert "airports(city, country)" in airports.indexes
-    assert {verdict for _, verdict in airports.verdicts} == {"kept"}
+    first, *later = (verdict for _, verdict in airports.verdicts)
+    assert first == "kept"
+    assert set(later) <= {"kept", "settling"}, "a second one may still be under observation when the time is up"
 
 
 def test_an_index_that_does_not_help_is_undone_and_not_tried_again(airports: Bench) -> None:
