@@ -88,6 +88,17 @@ class Verb(StrEnum):
     START = "start"
     STOP = "stop"
     RESTART = "restart"
+    SIGNAL = "signal"
+    ENABLE = "enable"
+    DISABLE = "disable"
+    RESET_FAILED = "reset-failed"
+    MAINTENANCE = "maintenance"
+    SCALE = "scale"
+    SHED = "shed"
+    RESUME = "resume"
+    LOOP_MODE = "loop-mode"
+    SET_LIMITS = "set-limits"
+    HEALTH_CHECK = "health-check"
 
 
 # -- telemetry: published, topics in bus/topics.py ---------------------------------------------------
@@ -146,6 +157,8 @@ class DaemonStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="dae
     """Why it is not healthy; empty when it is."""
     ooda_phase: OodaPhase = OodaPhase.OBSERVE
     ooda_mode: OodaMode = OodaMode.ON
+    shedding: bool = False
+    """Whether it has been told to shed load, and not yet to resume."""
     address: str | None = None
     """Base URL of the service's server, such as ``http://127.0.0.1:18100``; None before it listens."""
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
@@ -170,6 +183,12 @@ class ProcessRow(Struct, frozen=True, kw_only=True):
     """Seconds until supervisord tries again, when it is backing off."""
     log: str | None = None
     """Path of the file that holds its output on that host."""
+    enabled: bool = True
+    """False: it stays down, whoever starts it, until it is enabled."""
+    maintenance: bool = False
+    """True: the warden does not judge it."""
+    program: ProcessName | None = None
+    """The program that this is a further instance of; None if it stands in supervisord's configuration itself."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="node_status"):
@@ -262,6 +281,20 @@ class SetLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     limits: Limits
 
 
+class Shed(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="shed"):
+    """Serve less: the service's shed hook is called, and it counts as shedding until Resume."""
+
+
+class Resume(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="resume"):
+    """Serve as before Shed."""
+
+
+class SetLoopMode(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="set_loop_mode"):
+    """Run the OODA loop in this mode from now on, until the process ends."""
+
+    mode: OodaMode
+
+
 class StartProcess(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="start_process"
 ):
@@ -293,8 +326,74 @@ class SignalProcess(
     signal: int
 
 
-DaemonCommand = Restart | Shutdown | HealthCheck | ReportStatus | SetLimits
-NodeCommand = StartProcess | StopProcess | RestartProcess | SignalProcess
+class EnableProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="enable_process"
+):
+    """To a warden: let the process be started again, and start it if it starts by itself. Survives restarts."""
+
+    name: ProcessName
+
+
+class DisableProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="disable_process"
+):
+    """To a warden: stop the process and refuse to start it until it is enabled. Survives restarts."""
+
+    name: ProcessName
+
+
+class ForgetFailures(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="forget_failures"
+):
+    """To a warden: start counting failures anew; one that was given up becomes STOPPED, not started."""
+
+    name: ProcessName
+
+
+class SetMaintenance(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="set_maintenance"
+):
+    """To a warden: do not judge the process (or do so again). It is still restarted if it ends. Survives restarts."""
+
+    name: ProcessName
+    on: bool
+    for_s: float | None = None
+    """None: until it is switched off."""
+
+
+class ScaleProcess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="scale_process"
+):
+    """To a warden: run so many instances of the program: NAME, NAME-2, NAME-3 … Survives restarts."""
+
+    name: ProcessName
+    instances: int
+
+
+class HoldRestarts(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="hold_restarts"
+):
+    """To a warden: should the process end, wait that long before starting it; an operator's start is not held."""
+
+    name: ProcessName
+    for_s: float
+    """0 releases it. The warden holds for a minute at most: ATLAS may be gone by then."""
+    reason: str
+
+
+DaemonCommand = Restart | Shutdown | HealthCheck | ReportStatus | SetLimits | Shed | Resume | SetLoopMode
+NodeCommand = (
+    StartProcess
+    | StopProcess
+    | RestartProcess
+    | SignalProcess
+    | EnableProcess
+    | DisableProcess
+    | ForgetFailures
+    | SetMaintenance
+    | ScaleProcess
+    | HoldRestarts
+)
 
 
 class Command(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="command"):
@@ -369,6 +468,13 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     """Seconds since the service was last heard; None if never."""
     reason: str
     address: str | None
+    ooda_mode: OodaMode | None = None
+    shedding: bool = False
+    enabled: bool = True
+    maintenance: bool = False
+    loop_lag_s: float | None = None
+    in_flight: int | None = None
+    requests: int | None = None
 
 
 class FleetRequest(
@@ -391,16 +497,69 @@ class EventsRequest(
 class OrderRequest(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="order_request"
 ):
-    """Do this to those; one OrderOutcome follows for each name."""
+    """Do this to those; one OrderOutcome follows for each name.
+
+    An id that ATLAS knows already attaches whoever sends it to that order: nothing
+    is done twice, and outcomes that are there are told again.
+    """
 
     id: str
     verb: Verb
     names: tuple[str, ...]
     timeout_s: float
+    """For each name, counted from when it is its turn."""
     asked_by: str
+    batch: int | None = None
+    """restart: so many at a time, the next when those are ready, none after the first failure. None: all at once."""
+    signal: int | None = None
+    """signal: its number."""
+    instances: int | None = None
+    """scale: how many are to run."""
+    on: bool | None = None
+    """maintenance: begin or end it."""
+    for_s: float | None = None
+    """maintenance: for how long; None: until it is ended."""
+    mode: OodaMode | None = None
+    """loop-mode: which."""
+    limits: Limits | None = None
+    """set-limits: these."""
 
 
-OperatorRequest = FleetRequest | EventsRequest | OrderRequest
+class CommandsRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="commands_request"
+):
+    """What was asked lately, and what came of it?"""
+
+    id: str
+    limit: int = 100
+    name: str | None = None
+    """Of this instance only."""
+
+
+OperatorRequest = FleetRequest | EventsRequest | OrderRequest | CommandsRequest
+
+
+class CommandView(Struct, frozen=True, kw_only=True):
+    """One command and what came of it; the schema of ``GET /api/v1/commands``."""
+
+    id: str
+    order: str
+    """Id of the order that it belongs to."""
+    verb: Verb
+    name: ProcessName
+    asked_by: str
+    asked_at_s: float
+    """Unix time."""
+    stage: str
+    """waiting (its turn has not come), asked, accepted, ended."""
+    attempts: tuple[str, ...] = ()
+    """Whom it was sent to, in order."""
+    kind: OutcomeKind | None = None
+    """None until it has ended."""
+    reason: str = ""
+    incarnation: int | None = None
+    """That it was for; once it has ended, that there is now."""
+    took_s: float | None = None
 
 
 class FleetReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="fleet_reply"):
@@ -419,6 +578,13 @@ class EventsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="even
 
     id: str
     events: tuple[Event, ...]
+
+
+class CommandsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="commands_reply"):
+    """The newest commands, oldest first."""
+
+    id: str
+    commands: tuple[CommandView, ...]
 
 
 class OrderAccepted(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_accepted"):
@@ -455,4 +621,4 @@ class Refusal(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"
     reason: str
 
 
-OperatorReply = FleetReply | EventsReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal
+OperatorReply = FleetReply | EventsReply | CommandsReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal

@@ -118,6 +118,8 @@ class Node:
             return (
                 f"a warden starts, stops, restarts and signals processes; {type(command.body).__name__} is for a daemon"
             )
+        if not isinstance(command.body, SignalProcess | StartProcess | StopProcess | RestartProcess):
+            return f"this warden does not know {type(command.body).__name__} yet"
         if command.body.name not in programs:
             return f"supervisord has no process {command.body.name}"
         if not is_up:

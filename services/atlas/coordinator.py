@@ -162,6 +162,8 @@ class CDNCoordinator:
         silent = self._fleet.silent_node(name, now_s)
         if silent is not None:
             return at_once(OutcomeKind.REJECTED, f"{silent}, so nothing would be started again; see cdnctl up")
+        if order.verb not in _PAST or order.batch is not None:
+            return at_once(OutcomeKind.REJECTED, f"ATLAS cannot {order.verb} yet")
         if order.verb is Verb.START and view.state is ProcessState.RUNNING:
             return at_once(OutcomeKind.DONE, "already running")
         if order.verb is Verb.STOP and view.state in _DOWN:
@@ -194,7 +196,7 @@ class CDNCoordinator:
                 return StartProcess(name=process)
             case Verb.STOP:
                 return StopProcess(name=process)
-            case Verb.RESTART:
+            case _:
                 return RestartProcess(name=process)
 
     def _ask(self, task: _Task, now_s: float) -> list[Action]:

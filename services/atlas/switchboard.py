@@ -19,6 +19,7 @@ from bus.commands import new_id
 from bus.endpoints import RunDir
 from bus.messages import (
     AgentMessage,
+    CommandsRequest,
     DaemonStatus,
     Event,
     EventsReply,
@@ -200,6 +201,8 @@ class Switchboard:
             case EventsRequest():
                 events = tuple(self._events)[-request.limit :] if request.limit > 0 else ()
                 self._reply(broker, routing_id, EventsReply(id=request.id, events=events))
+            case CommandsRequest():
+                self._reply(broker, routing_id, Refusal(id=request.id, reason="ATLAS keeps no list of commands yet"))
             case OrderRequest():
                 self._perform(broker, self._coordinator.order(request, routing_id, now_s))
 

@@ -10,6 +10,8 @@ from bus.broker import Broker
 from bus.codec import Decoder, encode
 from bus.endpoints import RunDir
 from bus.messages import (
+    CommandsReply,
+    CommandsRequest,
     Event,
     EventsReply,
     EventsRequest,
@@ -89,6 +91,8 @@ class FakeAtlas:
                 return [EventsReply(id=request.id, events=self._events[-request.limit :] if request.limit else ())]
             case OrderRequest():
                 return self._order(request)
+            case CommandsRequest():
+                return [CommandsReply(id=request.id, commands=())]
 
     @staticmethod
     def _obey(request: OrderRequest) -> Replies:
