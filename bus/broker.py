@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import zmq
 
 from bus.codec import MAX_FRAME_BYTES
+from bus.context import terminate
 from bus.endpoints import RunDir
-from bus.terminate import terminate
 
 Frames = tuple[bytes, bytes]
 

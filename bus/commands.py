@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import zmq
 
 from bus.codec import MAX_FRAME_BYTES, Decoder, FrameError, encode
+from bus.context import share, terminate, unshare
 from bus.messages import AgentMessage, Command, OperatorReply, OperatorRequest
-from bus.terminate import terminate
 
 
 def new_id() -> str:
@@ -40,8 +40,7 @@ class AgentLink:
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._context = zmq.Context()
-        self._socket = _dealer(self._context, endpoint, queue=100)
+        self._socket = _dealer(share(), endpoint, queue=100)
         self._decoder: Decoder[Command] = Decoder(Command)
         self.dropped: Counter[str] = Counter()
 
@@ -74,7 +73,7 @@ class AgentLink:
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was just sent up to linger_s to leave."""
         self._socket.close(linger=int(linger_s * 1000))
-        terminate(self._context)
+        unshare()
 
 
 class AtlasSilent(Exception):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import zmq
 
 from bus.codec import encode
+from bus.context import share, unshare
 from bus.messages import Telemetry
-from bus.terminate import terminate
 from bus.topics import topic_of
 
 
@@ -18,8 +18,7 @@ class Publisher:
     """Connects to the telemetry endpoint; what cannot be sent is dropped, as the next status is fresher."""
 
     def __init__(self, endpoint: str) -> None:
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
+        self._socket: zmq.Socket[bytes] = share().socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 1000)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -44,4 +43,4 @@ class Publisher:
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was just sent up to linger_s to leave."""
         self._socket.close(linger=int(linger_s * 1000))
-        terminate(self._context)
+        unshare()

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import zmq
 
 from bus.codec import MAX_FRAME_BYTES, Decoder, FrameError
+from bus.context import terminate
 from bus.messages import Telemetry
-from bus.terminate import terminate
 
 
 class Subscriber:
