@@ -189,6 +189,8 @@ class ProcessRow(Struct, frozen=True, kw_only=True):
     """True: the warden does not judge it."""
     program: ProcessName | None = None
     """The program that this is a further instance of; None if it stands in supervisord's configuration itself."""
+    depends_on: tuple[ProcessName, ...] = ()
+    """What has to be ready before it is started."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="node_status"):

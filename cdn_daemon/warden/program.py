@@ -158,7 +158,7 @@ class Program:
             case _:
                 return self.reason
 
-    def row(self, now_s: float, waiting_for: tuple[str, ...] = ()) -> ProcessRow:
+    def row(self, now_s: float, waiting_for: tuple[str, ...] = (), depends_on: tuple[str, ...] = ()) -> ProcessRow:
         """Its line of the process table."""
         alive = self.now is not None and self.now.pid is not None
         return ProcessRow(
@@ -173,4 +173,5 @@ class Program:
             if self.due_s is not None and self.state is ProcessState.BACKOFF
             else None,
             log=self.log,
+            depends_on=depends_on,
         )

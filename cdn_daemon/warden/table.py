@@ -82,7 +82,10 @@ class Table:
 
     def rows(self, now_s: float) -> tuple[ProcessRow, ...]:
         """The table for the bus."""
-        return tuple(program.row(now_s, self.waits_for(name)) for name, program in self.programs.items())
+        return tuple(
+            program.row(now_s, self.waits_for(name), self.depends_on.get(name, ()))
+            for name, program in self.programs.items()
+        )
 
     def still_up(self) -> dict[str, int]:
         """Programs that must be stopped before supervisord may end, with their priorities."""
