@@ -1,22 +1,14 @@
-"""DEALER: the agents' and the operators' end of the command plane. ATLAS's end is bus/broker.py."""
+"""DEALER: the agents' end of the command plane. The operators' is bus/operators.py, ATLAS's bus/broker.py."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections import Counter
-from collections.abc import Iterator
 
 import zmq
 
 from bus.codec import MAX_FRAME_BYTES, Decoder, FrameError, encode
-from bus.context import share, terminate, unshare
-from bus.messages import AgentMessage, Command, OperatorReply, OperatorRequest
-
-
-def new_id() -> str:
-    """An id for a request, command or event: unique, and not to be guessed."""
-    return os.urandom(16).hex()
+from bus.context import share, unshare
+from bus.messages import AgentMessage, Command
 
 
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, queue: int) -> zmq.Socket[bytes]:
@@ -74,41 +66,3 @@ class AgentLink:
         """Close, giving what was just sent up to linger_s to leave."""
         self._socket.close(linger=int(linger_s * 1000))
         unshare()
-
-
-class AtlasSilent(Exception):
-    """ATLAS did not answer in time."""
-
-
-class OperatorLink:
-    """An operator's connection to ATLAS: one request, one or more replies."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._context = zmq.Context()
-        self._socket = _dealer(self._context, endpoint, queue=1000)
-        self._decoder: Decoder[OperatorReply] = Decoder(OperatorReply)
-
-    def request(self, request: OperatorRequest, *, timeout_s: float) -> None:
-        """Send; AtlasSilent if there is nobody to send to within timeout_s."""
-        if not self._socket.poll(int(timeout_s * 1000), zmq.POLLOUT):
-            raise AtlasSilent(f"ATLAS does not listen on {self._endpoint}")
-        self._socket.send(encode(request), zmq.DONTWAIT)
-
-    def replies(self, request_id: str, *, timeout_s: float) -> Iterator[OperatorReply]:
-        """Replies to that request as they come; AtlasSilent if the next is not there in timeout_s."""
-        while True:
-            deadline_s = time.monotonic() + timeout_s
-            while True:
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._socket.poll(int(left_s * 1000) + 1):
-                    raise AtlasSilent(f"no answer from ATLAS within {timeout_s:.1f} s")
-                reply = self._decoder.decode(self._socket.recv())
-                if reply.id == request_id:
-                    break
-            yield reply
-
-    def close(self) -> None:
-        """Close at once."""
-        self._socket.close(linger=0)
-        terminate(self._context)

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from bus.codec import FrameError
-from bus.commands import AtlasSilent, OperatorLink, new_id
 from bus.endpoints import RunDir
+from bus.ids import new_id
 from bus.messages import (
     EventsReply,
     EventsRequest,
@@ -24,6 +24,7 @@ from bus.messages import (
     Refusal,
     Verb,
 )
+from bus.operators import AtlasSilent, OperatorLink
 
 PATIENCE_S = 1.0
 """How long ATLAS may take to answer before supervisord is asked."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bus.commands import OperatorLink
 from bus.endpoints import RunDir
+from bus.operators import OperatorLink
 from tests.atlas.test_atlas import is_well
 from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, until
 

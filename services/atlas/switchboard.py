@@ -15,11 +15,12 @@ from threading import Lock, Thread
 
 from bus.broker import Broker
 from bus.codec import Decoder, FrameError, encode
-from bus.commands import new_id
 from bus.endpoints import RunDir
+from bus.ids import new_id
 from bus.messages import (
     AgentMessage,
     CommandsRequest,
+    CommandView,
     DaemonStatus,
     Event,
     EventsReply,
@@ -29,6 +30,7 @@ from bus.messages import (
     NodeStatus,
     OperatorReply,
     OperatorRequest,
+    OrderAccepted,
     OrderRequest,
     Refusal,
     ServiceView,
@@ -69,6 +71,8 @@ class Switchboard:
         self.turned_s = time.monotonic()
         """When it last went round; for the health check."""
         self._broker: Broker | None = None
+        self._owed: deque[Action] = deque()
+        """What orders of other threads have led to, for the bus thread to do."""
         self._thread = Thread(target=self._run, name="atlas-bus", daemon=True)
 
     # -- any thread ---------------------------------------------------------------------------------
@@ -93,6 +97,28 @@ class Switchboard:
         with self._lock:
             return tuple(self._events)[-limit:] if limit > 0 else ()
 
+    def order(self, request: OrderRequest) -> OrderAccepted | Refusal:
+        """Give an order, as cdnctl would; what becomes of it is in ``command`` and ``commands``."""
+        with self._lock:
+            if self._broker is None:
+                return Refusal(id=request.id, reason="ATLAS's bus does not run")
+            for action in self._coordinator.order(request, b"", time.monotonic()):
+                if isinstance(action, ToOperator):
+                    if isinstance(action.reply, OrderAccepted | Refusal):
+                        answer = action.reply
+                else:
+                    self._owed.append(action)
+            self._broker.wake()
+        return answer
+
+    def command(self, id_: str) -> CommandView | None:
+        """One command; None if it is not known, or no longer."""
+        return next((view for view in self.commands(limit=1_000_000) if view.id == id_), None)
+
+    def commands(self, *, limit: int = 100, name: str | None = None) -> tuple[CommandView, ...]:
+        """The newest commands, of this instance only if it is given, oldest first."""
+        return ()
+
     def all_counts(self) -> dict[str, int]:
         """What was dropped and why, and what is connected."""
         with self._lock:
@@ -111,7 +137,10 @@ class Switchboard:
         try:
             self._broker = Broker(self._run_dir)
             self._turn_until_stopped(self._broker)
-            self._broker.close()
+            broker = self._broker
+            with self._lock:
+                self._broker = None
+            broker.close()
         except BaseException as error:
             log.critical("the bus thread died", exc_info=True)
             self.failure = error
@@ -126,6 +155,8 @@ class Switchboard:
             with self._lock:
                 if now_s - ticked_s > AWAY_S:
                     self._back_after(now_s - ticked_s)
+                while self._owed:
+                    self._perform(broker, [self._owed.popleft()])
                 for topic, frame in arrivals.telemetry:
                     self._take_telemetry(broker, topic, frame, now_s)
                 for routing_id, frame in arrivals.agents:
@@ -235,6 +266,7 @@ class Switchboard:
             subject_incarnation=happening.incarnation,
             kind=happening.kind,
             text=happening.text,
+            cause=happening.cause,
         )
         self._events.append(event)
         log.info("%s %s: %s", event.instance, event.kind, event.text)

@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from bus.codec import encode
-from bus.commands import OperatorLink, new_id
 from bus.endpoints import RunDir
+from bus.ids import new_id
 from bus.messages import (
     Event,
     EventsReply,
@@ -26,6 +26,7 @@ from bus.messages import (
     OutcomeKind,
     Verb,
 )
+from bus.operators import OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
 from tests.bus.samples import STATUS

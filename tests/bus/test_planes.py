@@ -16,9 +16,10 @@ import zmq
 
 from bus.broker import Arrivals, Broker, BusTaken
 from bus.codec import Decoder, encode
-from bus.commands import AgentLink, AtlasSilent, OperatorLink
+from bus.commands import AgentLink
 from bus.endpoints import RunDir
 from bus.messages import Accepted, Command, FleetReply, FleetRequest, Hello, OperatorRequest, Restart, Telemetry
+from bus.operators import AtlasSilent, OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
 from tests.bus.samples import EVENT, STATUS, command

@@ -10,8 +10,8 @@ from pathlib import Path
 import zmq
 
 from bus.codec import Decoder, encode
-from bus.commands import new_id
 from bus.endpoints import RunDir, host_name
+from bus.ids import new_id
 from bus.messages import (
     AgentMessage,
     Command,
