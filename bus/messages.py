@@ -564,6 +564,16 @@ class CommandView(Struct, frozen=True, kw_only=True):
     took_s: float | None = None
 
 
+class NodeView(Struct, frozen=True, kw_only=True):
+    """One host, as its warden has told of it."""
+
+    host: Name
+    pid: int
+    """supervisord's."""
+    heard_s: float
+    """Seconds since it was last heard."""
+
+
 class FleetReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="fleet_reply"):
     """Every service that ATLAS knows, in order of name."""
 
@@ -573,6 +583,8 @@ class FleetReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="fleet
     """ATLAS's counters: frames dropped by cause, agents connected, …"""
     notes: tuple[str, ...] = ()
     """What is wrong with the hosts themselves, in words: a warden that is silent, or that has survived errors."""
+    nodes: tuple[NodeView, ...] = ()
+    """The hosts that ATLAS hears, or has heard; of others it knows only what their daemons say."""
 
 
 class EventsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="events_reply"):

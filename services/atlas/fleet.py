@@ -14,6 +14,7 @@ from bus.messages import (
     HealthStatus,
     LifecyclePhase,
     NodeStatus,
+    NodeView,
     ProcessRow,
     ProcessState,
     ServiceView,
@@ -180,6 +181,13 @@ class Fleet:
         rows = self.rows()
         names = sorted(rows.keys() | self.members.keys())
         return tuple(view(name, self.members.get(name), rows.get(name), now_s) for name in names)
+
+    def node_views(self, now_s: float) -> tuple[NodeView, ...]:
+        """Every host that a warden has told of, in order of name."""
+        return tuple(
+            NodeView(host=host, pid=node.status.pid, heard_s=now_s - node.heard_s)
+            for host, node in sorted(self.nodes.items())
+        )
 
     def notes(self, now_s: float) -> tuple[str, ...]:
         """What is wrong with the hosts themselves, in words."""

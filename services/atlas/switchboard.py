@@ -227,6 +227,7 @@ class Switchboard:
                     services=self._fleet.views(now_s),
                     counts=dict(self.counts),
                     notes=self._fleet.notes(now_s),
+                    nodes=self._fleet.node_views(now_s),
                 )
                 self._reply(broker, routing_id, reply)
             case EventsRequest():
