@@ -66,6 +66,8 @@ class Broker:
         self._poller = zmq.Poller()
         for socket in (self._xsub, self._xpub, self._agents, self._operators):
             self._poller.register(socket, zmq.POLLIN)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
         self._last: dict[bytes, bytes] = {}
         self._wanted: set[bytes] = set()
         self.counts: Counter[str] = Counter()
@@ -92,6 +94,8 @@ class Broker:
         """Wait up to timeout_s for anything, then take what is there."""
         arrivals = Arrivals()
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
         if self._xpub in ready:
             self._take_subscriptions()
         if self._xsub in ready:
@@ -101,6 +105,10 @@ class Broker:
         if self._operators in ready:
             self._drain(self._operators, arrivals.operators)
         return arrivals
+
+    def wake(self) -> None:
+        """Have ``turn`` return at once; any thread."""
+        os.eventfd_write(self._wake_fd, 1)
 
     def _drain(self, socket: zmq.Socket[bytes], into: list[Frames]) -> None:
         try:
@@ -192,3 +200,4 @@ class Broker:
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
         os.close(self._lock_fd)
+        os.close(self._wake_fd)

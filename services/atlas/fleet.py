@@ -43,6 +43,8 @@ class Happening:
     text: str
     host: str
     incarnation: int | None = None
+    cause: str | None = None
+    """Id of the command that led to it."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,11 @@ class Switchboard:
         with self._lock:
             return tuple(self._events)[-limit:] if limit > 0 else ()
 
+    def notes(self) -> tuple[str, ...]:
+        """What is wrong with the hosts themselves, in words."""
+        with self._lock:
+            return self._fleet.notes(time.monotonic())
+
     def order(self, request: OrderRequest) -> OrderAccepted | Refusal:
         """Give an order, as cdnctl would; what becomes of it is in ``command`` and ``commands``."""
         with self._lock:
@@ -115,7 +120,7 @@ class Switchboard:
         """One command; None if it is not known, or no longer."""
         return next((view for view in self.commands(limit=1_000_000) if view.id == id_), None)
 
-    def commands(self, *, limit: int = 100, name: str | None = None) -> tuple[CommandView, ...]:
+    def commands(self, limit: int = 100, name: str | None = None) -> tuple[CommandView, ...]:
         """The newest commands, of this instance only if it is given, oldest first."""
         return ()
 
