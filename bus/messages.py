@@ -317,6 +317,8 @@ class RestartProcess(
     """To a warden: stop the process if there is one, then start it; Done when it is ready."""
 
     name: ProcessName
+    pid: int | None = None
+    """The process that is to be replaced: if another runs by now, that has happened, and nothing is done."""
 
 
 class SignalProcess(
@@ -326,6 +328,8 @@ class SignalProcess(
 
     name: ProcessName
     signal: int
+    pid: int | None = None
+    """Refused by any other process than this one; None: whichever there is."""
 
 
 class EnableProcess(
@@ -525,6 +529,10 @@ class OrderRequest(
     """loop-mode: which."""
     limits: Limits | None = None
     """set-limits: these."""
+    asked_s: float | None = None
+    """CLOCK_MONOTONIC when it was asked, on ATLAS's host: one that comes late is refused, as nobody waits for it."""
+    attach: bool = False
+    """Only if ATLAS knows the id already; refused if it does not."""
 
 
 class CommandsRequest(
