@@ -104,7 +104,7 @@ class Node:
                 id=command.id,
                 name=command.body.name,
                 asked_by=command.asked_by,
-                goals=_GOALS[type(command.body)],
+                goals=_goals(command.body, programs[command.body.name]),
                 deadline_s=now_s + command.timeout_s,
             )
         self.advance(programs, now_s)
@@ -122,6 +122,8 @@ class Node:
             return f"this warden does not know {type(command.body).__name__} yet"
         if command.body.name not in programs:
             return f"supervisord has no process {command.body.name}"
+        if isinstance(command.body, SignalProcess) and _is_replaced(command.body, programs[command.body.name]):
+            return f"{command.body.name} is no longer pid {command.body.pid}"
         if not is_up:
             return "supervisord is shutting down"
         return ""
@@ -158,3 +160,16 @@ class Node:
             self._link.send(Accepted(id=id_, incarnation=self.incarnation))
         else:
             self._link.send(Outcome(id=id_, kind=ended.kind, reason=ended.reason, incarnation=self.incarnation))
+
+
+def _goals(body: NodeCommand, program: Program) -> tuple[Goal, ...]:
+    """What an order wants of its program. One that has restarted since the order was given is not restarted again."""
+    if isinstance(body, RestartProcess) and _is_replaced(body, program):
+        return (Goal.UP,)
+    return _GOALS[type(body)]
+
+
+def _is_replaced(body: RestartProcess | SignalProcess, program: Program) -> bool:
+    """Whether another process runs than the one that is meant."""
+    now_pid = program.now.pid if program.now is not None else None
+    return None not in (body.pid, now_pid) and body.pid != now_pid
