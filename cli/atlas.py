@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from bus.codec import FrameError
 from bus.endpoints import RunDir
@@ -15,6 +16,8 @@ from bus.messages import (
     EventsRequest,
     FleetReply,
     FleetRequest,
+    Limits,
+    OodaMode,
     OperatorReply,
     OperatorRequest,
     OrderAccepted,
@@ -54,6 +57,21 @@ def ask_events(run_dir: RunDir, limit: int, *, timeout_s: float = PATIENCE_S) ->
     raise _unexpected(reply)
 
 
+class Details(NamedTuple):
+    """What an order says beside verb, names and time; as OrderRequest has it."""
+
+    batch: int | None = None
+    signal: int | None = None
+    instances: int | None = None
+    on: bool | None = None
+    for_s: float | None = None
+    mode: OodaMode | None = None
+    limits: Limits | None = None
+
+
+NO_DETAILS = Details()
+
+
 class Order:
     """An order that ATLAS has accepted, and its replies as they come."""
 
@@ -78,9 +96,13 @@ class Order:
         self._link.close()
 
 
-def order(run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float) -> Order:
+def order(
+    run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, details: Details = NO_DETAILS
+) -> Order:
     """Give ATLAS an order. Raises AtlasSilent if it does not accept in time, Refused if it will not."""
-    request = OrderRequest(id=new_id(), verb=verb, names=tuple(names), timeout_s=timeout_s, asked_by=whoami())
+    request = OrderRequest(
+        id=new_id(), verb=verb, names=tuple(names), timeout_s=timeout_s, asked_by=whoami(), **details._asdict()
+    )
     link = OperatorLink(run_dir.operators)
     try:
         link.request(request, timeout_s=PATIENCE_S)

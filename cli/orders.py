@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from bus.endpoints import RunDir
 from bus.messages import OrderOutcome, OrderProgress, OutcomeKind, ProcessState, ServiceView, Verb
 from cli import atlas
-from cli.atlas import SILENCE, AtlasSilent, Order, Refused
+from cli.atlas import NO_DETAILS, SILENCE, AtlasSilent, Details, Order, Refused
 from cli.context import say
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Process, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
@@ -30,6 +30,7 @@ def carry_out(
     *,
     by_atlas: frozenset[str],
     show: Progress,
+    details: Details = NO_DETAILS,
 ) -> Iterator[OrderOutcome]:
     """Yield the outcome of each service as it is there. Raises Problem if nobody takes the order.
 
@@ -37,7 +38,7 @@ def carry_out(
     """
     asked = [view for view in services if view.instance in by_atlas and view.instance != ATLAS]
     if asked:
-        yield from _by_atlas(run_dir, verb, asked, timeout_s, show)
+        yield from _by_atlas(run_dir, verb, asked, timeout_s, show, details)
     if rest := [view.instance for view in services if view not in asked]:
         yield from _by_supervisord(run_dir, verb, rest, timeout_s, show)
 
@@ -81,20 +82,24 @@ class NotLeft(Exception):
     """The order has to be followed by whoever gives it."""
 
 
-def _ordered(run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float) -> Order:
+def _ordered(
+    run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, details: Details = NO_DETAILS
+) -> Order:
     try:
-        return atlas.order(run_dir, verb, names, timeout_s)
+        return atlas.order(run_dir, verb, names, timeout_s, details)
     except Refused as error:
         raise Problem(f"cannot {verb} {', '.join(names)}: {error}", Exit.FAILED) from error
 
 
 def _by_atlas(
-    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, show: Progress
+    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, show: Progress, details: Details
 ) -> Iterator[OrderOutcome]:
     began_s = time.monotonic()
+    turns = -(-len(services) // details.batch) if details.batch else 1
+    patience_s = timeout_s * turns  # each has its time from when it is its turn
     open_names = {view.instance: view for view in services}
     try:
-        order = _ordered(run_dir, verb, list(open_names), timeout_s)
+        order = _ordered(run_dir, verb, list(open_names), timeout_s, details)
     except AtlasSilent:
         say(f"{SILENCE} to {verb} {', '.join(open_names)}; asking supervisord")
         yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show)
@@ -133,14 +138,14 @@ def _by_atlas(
                     elif kind is not None:
                         seen_done.add(name)
                 heard_s = now_s
-            if now_s - began_s > timeout_s + _GRACE_S:
-                yield from _unknown(open_names, f"no outcome from ATLAS within {timeout_s:g} s", now_s - began_s)
+            if now_s - began_s > patience_s + _GRACE_S:
+                yield from _unknown(open_names, f"no outcome from ATLAS within {patience_s:g} s", now_s - began_s)
                 return
     finally:
         order.close()
     if open_names:
         say(f"{SILENCE}, which has the order to {verb} {', '.join(open_names)}; asking supervisord what becomes of it")
-        yield from _watched(run_dir, verb, open_names, began_s, timeout_s, show)
+        yield from _watched(run_dir, verb, open_names, began_s, patience_s, show)
 
 
 def _seen(run_dir: RunDir) -> dict[str, ServiceView] | None:
@@ -179,7 +184,7 @@ def _watched(
 
 def fulfilled(verb: Verb, before: ServiceView, now: Process | ServiceView | None) -> OutcomeKind | None:
     """How an order ended, if supervisord's table or ATLAS's shows it. Pure."""
-    if now is None:
+    if now is None or verb not in (Verb.START, Verb.STOP, Verb.RESTART):  # of the others it shows nothing for certain
         return None
     if verb is Verb.STOP:
         return OutcomeKind.DONE if now.pid is None and now.state is not ProcessState.BACKOFF else None
