@@ -450,6 +450,44 @@ class Outcome(Struct, frozen=True, kw_only=True, tag_field="type", tag="outcome"
 AgentMessage = Hello | Accepted | Outcome
 
 
+# -- the end of a process: written by the warden as a file (bus/postmortems.py), gathered by ATLAS -------------
+
+
+class PostMortem(Struct, kw_only=True):
+    """What is known of one life of a process, after its end."""
+
+    name: str
+    host: str
+    start: int
+    """1 is the program's first start under this supervisord."""
+    pid: int
+    incarnation: int | None = None
+    """Which start of the instance it was; None for what has no daemon, or did not live to tell."""
+    ended_at: str
+    """UTC, ISO 8601."""
+    lived_s: float
+    ready_after_s: float | None
+    """None: it never was ready."""
+    wait_status: int
+    """Raw status of waitpid(2)."""
+    end: str
+    """How it ended, in words."""
+    verdict: str = ""
+    """Why it was killed by the warden, with the evidence; empty if it was not."""
+    spared: str = ""
+    """A silence over its limit that had been excused before."""
+    ordered_by: str = ""
+    """Who ordered its end; empty if nobody did."""
+    follows: str = ""
+    """What the warden decided: the state it went to, and when it is to be started again."""
+    last_status: str = ""
+    """Its last STATUS=."""
+    errno: int | None = None
+    stacks: str = ""
+    """Of all its threads, if it could write them."""
+    log_tail: str = ""
+
+
 # -- operators: cdnctl ↔ ATLAS ---------------------------------------------------------------------------
 
 
@@ -546,7 +584,16 @@ class CommandsRequest(
     """Of this instance only."""
 
 
-OperatorRequest = FleetRequest | EventsRequest | OrderRequest | CommandsRequest
+class WhyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="why_request"):
+    """Why did it end?"""
+
+    id: str
+    name: str
+    limit: int = 1
+    """How many of its ends."""
+
+
+OperatorRequest = FleetRequest | EventsRequest | OrderRequest | CommandsRequest | WhyRequest
 
 
 class CommandView(Struct, frozen=True, kw_only=True):
@@ -570,6 +617,72 @@ class CommandView(Struct, frozen=True, kw_only=True):
     incarnation: int | None = None
     """That it was for; once it has ended, that there is now."""
     took_s: float | None = None
+
+
+class StatusSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One status, as ATLAS's history keeps it."""
+
+    time_s: float
+    """Unix time at ATLAS."""
+    health: HealthStatus
+    phase: LifecyclePhase
+    cpu_cores: float | None = None
+    rss_bytes: int | None = None
+    loop_lag_s: float | None = None
+    in_flight: int = 0
+    requests: int = 0
+    fds: int | None = None
+    threads: int | None = None
+    restarts: int = 0
+    incarnation: int | None = None
+
+
+class IncarnationView(Struct, frozen=True, kw_only=True):
+    """One life of an instance, and why it ended: all that there is to know of it in one place."""
+
+    key: str
+    """What it is asked for by: its incarnation, or for what has none the name of its post-mortem."""
+    instance: ProcessName
+    incarnation: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    start: int | None = None
+    """1 is the program's first start under its supervisord."""
+    started_s: float | None = None
+    """Unix time, as is all in here that is no duration."""
+    ended_s: float | None = None
+    """None: it has not ended, as far as is known."""
+    lived_s: float | None = None
+    ready_after_s: float | None = None
+    summary: str = ""
+    """In one line: how it ended, and the best reason that there is."""
+    end: str = ""
+    """How, in words: ``exit code 3``, ``killed by SIGKILL``; empty if nobody knows."""
+    wait_status: int | None = None
+    verdict: str = ""
+    """Why the warden killed it, with the evidence; empty if it did not."""
+    spared: str = ""
+    limit: str = ""
+    """The limit that it was over."""
+    ordered_by: str = ""
+    """Who ordered its end; empty if nobody did."""
+    follows: str = ""
+    last_status: str = ""
+    errno: int | None = None
+    guilty: str = ""
+    """The frame of its own code that its main thread was in."""
+    stacks: str = ""
+    """The main thread's first."""
+    log_tail: str = ""
+    statuses: tuple[StatusSample, ...] = ()
+    """The last before its end, oldest first."""
+    events: tuple[Event, ...] = ()
+    """What happened to the instance around its end, oldest first."""
+    commands: tuple[CommandView, ...] = ()
+    """What was asked of it around its end, oldest first."""
+    ends_last_hour: int | None = None
+    """Ends of the instance in the hour before this one, this one included; None: not counted."""
+    ends_last_day: int | None = None
 
 
 class NodeView(Struct, frozen=True, kw_only=True):
@@ -609,6 +722,14 @@ class CommandsReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="co
     commands: tuple[CommandView, ...]
 
 
+class WhyReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="why_reply"):
+    """The newest first; one that still runs comes before those that have ended."""
+
+    id: str
+    name: ProcessName
+    incarnations: tuple[IncarnationView, ...]
+
+
 class OrderAccepted(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_accepted"):
     """ATLAS has the order, and will follow each command in it to its outcome."""
 
@@ -643,4 +764,6 @@ class Refusal(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"
     reason: str
 
 
-OperatorReply = FleetReply | EventsReply | CommandsReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal
+OperatorReply = (
+    FleetReply | EventsReply | CommandsReply | WhyReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal
+)

@@ -16,8 +16,9 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -111,6 +112,16 @@ def claim(
     return Claim(
         fd=fd, incarnation=record.incarnation, restarts=record.incarnation - record.first, supervisor=supervisor
     )
+
+
+def incarnation_of(lock: Path, pids: Collection[int | None]) -> int | None:
+    """Which start of the instance one of these processes was, by the lock file; None if it is another's by now."""
+    try:
+        record = msgspec.json.decode(lock.read_bytes().strip(), type=Record)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    # A shell may have been in between, as the process that supervisord knows.
+    return record.incarnation if record.pid in pids or record.parent in pids else None
 
 
 def _try_lock(fd: int) -> bool:

@@ -8,11 +8,13 @@ supervisord's loop.
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
 import msgspec
+
+from bus.messages import PostMortem
+from bus.postmortems import file_name, name_at
 
 KEPT = 20
 """Post-mortems kept of one program; the oldest go."""
@@ -21,49 +23,9 @@ MAX_LOG_BYTES = 8192
 MAX_STACKS_BYTES = 32768
 
 
-class PostMortem(msgspec.Struct, kw_only=True):
-    """What is known of one life of a process, after its end."""
-
-    name: str
-    host: str
-    start: int
-    """1 is the program's first start under this supervisord."""
-    pid: int
-    ended_at: str
-    """UTC, ISO 8601."""
-    lived_s: float
-    ready_after_s: float | None
-    """None: it never was ready."""
-    wait_status: int
-    """Raw status of waitpid(2)."""
-    end: str
-    """How it ended, in words."""
-    verdict: str = ""
-    """Why it was killed by the warden, with the evidence; empty if it was not."""
-    spared: str = ""
-    """A silence over its limit that had been excused before."""
-    ordered_by: str = ""
-    """Who ordered its end; empty if nobody did."""
-    follows: str = ""
-    """What the warden decided: the state it went to, and when it is to be started again."""
-    last_status: str = ""
-    """Its last STATUS=."""
-    errno: int | None = None
-    stacks: str = ""
-    """Of all its threads, if it could write them."""
-    log_tail: str = ""
-
-
-def file_name(name: str) -> str:
-    """A program's name as the name of a directory."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
-
-
 def new_path(directory: Path, name: str, pid: int) -> Path:
     """Where the report of a process that ends now is to be written; it can be told before it is there."""
-    now_ns = time.time_ns()
-    when = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // 1_000_000_000))
-    return directory / file_name(name) / f"{when}.{now_ns % 1_000_000_000:09d}-{pid}.json"
+    return directory / file_name(name) / name_at(time.time_ns(), pid)
 
 
 def write(path: Path, report: PostMortem) -> None:
@@ -79,18 +41,6 @@ def write(path: Path, report: PostMortem) -> None:
         raise
     for old in sorted(of_program.iterdir())[:-KEPT]:
         old.unlink(missing_ok=True)
-
-
-def read(directory: Path, name: str) -> list[PostMortem]:
-    """The reports of one program, oldest first; files that are none are passed over."""
-    reports: list[PostMortem] = []
-    of_program = directory / file_name(name)
-    for path in sorted(of_program.glob("*.json")) if of_program.is_dir() else []:
-        try:
-            reports.append(msgspec.json.decode(path.read_bytes(), type=PostMortem))
-        except (OSError, msgspec.MsgspecError):
-            continue
-    return reports
 
 
 def tail(path: str | None, max_bytes: int) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from bus.messages import ProcessState
+from bus.endpoints import RunDir
+from bus.messages import PostMortem, ProcessState
 from cdn_daemon.warden import policy, postmortem, reach
 from cdn_daemon.warden.boundary import Boundary, guarded
 from cdn_daemon.warden.program import Incarnation, Program
@@ -217,11 +218,12 @@ class Restarts:
         follows = program.state.value
         if program.due_s is not None:
             follows += f", to be started again in {max(0.0, program.due_s - now_s):.1f} s"
-        report = postmortem.PostMortem(
+        report = PostMortem(
             name=program.name,
             host=self._host,
             start=program.starts,
             pid=pid,
+            incarnation=self._incarnation_of(program, pid),
             ended_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             lived_s=round(now_s - life.spawned_s, 3),
             ready_after_s=None if life.ready_s is None else round(life.ready_s - life.spawned_s, 3),
@@ -239,6 +241,13 @@ class Restarts:
         postmortem.write(life.postmortem, report)
         if not report.ordered_by:
             self._logger.info(f"post-mortem of '{program.name}' ({pid}): {life.postmortem}")
+
+    def _incarnation_of(self, program: Program, pid: int) -> int | None:
+        """The number of the start that its own daemon has counted, if there was one."""
+        from cdn_daemon.claim import incarnation_of  # here: while programs are being spawned nobody has ended yet
+
+        main_pid = program.now.main_pid if program.now is not None else None
+        return incarnation_of(RunDir(self._run_dir).lock(program.name.rpartition(":")[2]), {pid, main_pid})
 
     # -- states -------------------------------------------------------------------------------------------
 

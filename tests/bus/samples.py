@@ -125,6 +125,32 @@ SAMPLES = (
             ),
         ),
     ),
+    m.WhyRequest(id="r1", name="a", limit=2),
+    m.WhyReply(
+        id="r1",
+        name="a",
+        incarnations=(
+            m.IncarnationView(
+                key="42",
+                instance="a",
+                incarnation=42,
+                ended_s=1795441360.5,
+                end="killed by SIGKILL",
+                wait_status=9,
+                guilty='File "shop.py", line 3 in total',
+                statuses=(
+                    m.StatusSample(
+                        time_s=1795441359.5,
+                        health=m.HealthStatus.DEGRADED,
+                        phase=m.LifecyclePhase.SERVING,
+                        rss_bytes=40_000_000,
+                    ),
+                ),
+                events=(EVENT,),
+                ends_last_hour=1,
+            ),
+        ),
+    ),
     m.FleetReply(id="r1", services=(VIEW,), counts={"malformed": 1}),
     m.EventsReply(id="r1", events=(EVENT,)),
     m.OrderAccepted(id="r1", commands={"a": "c1"}),

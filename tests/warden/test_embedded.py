@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bus.messages import Restart
-from cdn_daemon.warden.postmortem import PostMortem, read
+from bus.messages import PostMortem, Restart
+from bus.postmortems import read
 from tests.support import ROOT, Supervisord, free_port, kill_tree, until
 from tests.warden.programs import FakeAtlas
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cdn_daemon.warden.postmortem import PostMortem, read
+from bus.messages import PostMortem
+from bus.postmortems import read
 from tests.support import Supervisord, until
 from tests.warden.programs import FakeAtlas, beating
 

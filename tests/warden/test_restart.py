@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdn_daemon.warden.postmortem import read
+from bus.postmortems import read
 from tests.support import BIN, Supervisord, until
 from tests.warden.programs import fake_atlas, python
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bus import postmortems
+from bus.messages import PostMortem
 from cdn_daemon.warden import postmortem
-from cdn_daemon.warden.postmortem import PostMortem
 from cdn_daemon.warden.reach import UnsupportedVersion, check_version
 from cdn_daemon.warden.settings import SettingsError, check_defaults, read, settings_of
 from tests.support import BIN, Supervisord, is_running, kill_tree, until
@@ -141,7 +142,7 @@ def test_one_that_ignores_sigterm_is_killed_after_its_grace(run_dir: Path, atlas
         fleet.ctl("stop", "deaf")
         row = atlas.row("deaf", "STOPPED")
         assert row.wait_status == signal.SIGKILL
-        assert postmortem.read(run_dir / "postmortems", "deaf")[-1].ordered_by == "an operator"
+        assert postmortems.read(run_dir / "postmortems", "deaf")[-1].ordered_by == "an operator"
 
 
 def test_every_incarnation_has_a_post_mortem_and_they_are_bounded(run_dir: Path) -> None:
@@ -162,7 +163,7 @@ def test_every_incarnation_has_a_post_mortem_and_they_are_bounded(run_dir: Path)
         assert path.parent.parent == run_dir / "postmortems"
     (path.parent / "half.part").write_text('{"name": "a')
     (path.parent / "zzz-damaged.json").write_text('{"name": "a')
-    starts = [report.start for report in postmortem.read(run_dir / "postmortems", "a:b/../c")]
+    starts = [report.start for report in postmortems.read(run_dir / "postmortems", "a:b/../c")]
     assert starts == list(range(5, postmortem.KEPT + 5))
 
 
@@ -174,7 +175,7 @@ def test_a_post_mortem_tells_what_is_known(run_dir: Path, atlas: FakeAtlas) -> N
     )
     with Supervisord(run_dir, {"web": beating(run_dir, "web", body, restart_budget="1")}):
         atlas.row("web", "FATAL")
-    (report,) = postmortem.read(run_dir / "postmortems", "web")
+    (report,) = postmortems.read(run_dir / "postmortems", "web")
     assert report.end == "exit 4"
     assert report.follows == "FATAL"
     assert report.stacks == "Thread 1: stuck here"
@@ -323,7 +324,7 @@ def test_silence_is_looked_for_in_the_main_process_that_was_named(run_dir: Path,
         real.suspend()
         until(lambda: atlas.row("wrapped", "RUNNING").pid != pid, what="replaced")
         assert not real.is_running()
-        (report,) = postmortem.read(run_dir / "postmortems", "wrapped")
+        (report,) = postmortems.read(run_dir / "postmortems", "wrapped")
         assert "state T" in report.verdict
 
 
