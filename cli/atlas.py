@@ -96,9 +96,7 @@ class Order:
         self._link.close()
 
 
-def order(
-    run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, details: Details = NO_DETAILS
-) -> Order:
+def order(run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, details: Details = NO_DETAILS) -> Order:
     """Give ATLAS an order. Raises AtlasSilent if it does not accept in time, Refused if it will not."""
     request = OrderRequest(
         id=new_id(), verb=verb, names=tuple(names), timeout_s=timeout_s, asked_by=whoami(), **details._asdict()
