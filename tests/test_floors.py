@@ -22,6 +22,7 @@ PURE = (
     "cdn_daemon/ooda.py",
     "cdn_daemon/health.py",
     "cdn_daemon/lifecycle.py",
+    "cdn_daemon/warden/desired.py",
     "cdn_daemon/warden/judge.py",
     "cdn_daemon/warden/policy.py",
     "services/atlas/fleet.py",
