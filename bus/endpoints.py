@@ -68,6 +68,11 @@ class RunDir:
         """Where a process that is stuck leaves the stacks of its threads."""
         return self.path / "stacks" / f"{instance}.{pid}.txt"
 
+    @property
+    def operator_token(self) -> Path:
+        """What whoever gives orders by HTTP has to know; made by ATLAS."""
+        return self.path / "operator.token"
+
     def log(self, name: str) -> Path:
         """Where supervisord.conf sends one program's output."""
         return self.path / f"{name}.log"

@@ -1,22 +1,31 @@
 """ATLAS, the foundation daemon: hears every service, shows the fleet, carries commands."""
 
 import asyncio
+import logging
 import time
 
 from bus.broker import BusTaken
 from bus.endpoints import default_run_dir
 from cdn_daemon import ConfigurationError, Service, run
+from services.atlas.access import OperatorToken
 from services.atlas.server import make_app
 from services.atlas.switchboard import Switchboard
+
+log = logging.getLogger(__name__)
 
 BUS_STUCK_S = 2.0
 
 switchboard = Switchboard(default_run_dir())
+token = OperatorToken(default_run_dir())
 
 
 async def serve_the_bus() -> None:
     """The bus thread, for as long as ATLAS lives; raises if it ends by itself."""
     assert service.identity is not None
+    try:
+        token.read()
+    except OSError as error:  # whoever then gives an order by HTTP is told so
+        log.warning("cannot make %s: %s", token.path, error)
     switchboard.start(service.identity.incarnation)
     try:
         while not switchboard.ended.is_set():
@@ -28,7 +37,7 @@ async def serve_the_bus() -> None:
     raise RuntimeError("the bus thread ended") from switchboard.failure
 
 
-service = Service("atlas", app=make_app(switchboard), port=18500, background=serve_the_bus)
+service = Service("atlas", app=make_app(switchboard, token), port=18500, background=serve_the_bus)
 
 
 @service.check(every_s=1, timeout_s=1, fails_after=2)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from bus.messages import ServiceView
 from cdn_daemon.web import error_body
+from services.atlas.access import Guard, OperatorToken
+from services.atlas.live import Live
+from services.atlas.orders_api import order_routes
+from services.atlas.page_files import page_routes
 from services.atlas.switchboard import Switchboard
 
 SCHEMA_VERSION = 1
@@ -23,7 +31,7 @@ class FleetAnswer(msgspec.Struct, kw_only=True):
     counts: dict[str, int]
 
 
-def make_app(switchboard: Switchboard) -> Starlette:
+def make_app(switchboard: Switchboard, token: OperatorToken) -> Starlette:
     """The application, answering from this switchboard."""
 
     async def fleet(request: Request) -> Response:
@@ -36,11 +44,18 @@ def make_app(switchboard: Switchboard) -> Starlette:
         body = error_body(404, "cannot find that", value=request.url.path, next="GET /api/v1/fleet")
         return Response(body, status_code=404, media_type="application/json")
 
-    async def not_allowed(request: Request, _: Exception) -> Response:
-        body = error_body(405, "cannot do that here", value=request.method, limit="GET")
-        return Response(body, status_code=405, media_type="application/json", headers={"Allow": "GET, HEAD"})
+    async def not_allowed(request: Request, error: Exception) -> Response:
+        allowed = (error.headers or {}).get("Allow", "GET") if isinstance(error, HTTPException) else "GET"
+        body = error_body(405, "cannot do that here", value=request.method, limit=allowed)
+        return Response(body, status_code=405, media_type="application/json", headers={"Allow": allowed})
 
     return Starlette(
-        routes=[Route("/api/v1/fleet", fleet, methods=["GET"])],
+        routes=[
+            Route("/api/v1/fleet", fleet, methods=["GET"]),
+            WebSocketRoute("/api/v1/live", Live(switchboard).serve),
+            *order_routes(switchboard, token),
+            *page_routes(),
+        ],
+        middleware=[Middleware(Guard, names=os.environ.get("CDN_ATLAS_HOSTS", "").replace(",", " ").split())],
         exception_handlers={404: not_found, 405: not_allowed},
     )
