@@ -25,7 +25,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
     """128 + SIGINT."""
     READER_GONE = 141
-    """128 + SIGPIPE: whoever read what it prints has gone, as after ``| head -1``."""
+    """128 + SIGPIPE: whoever read what it prints has gone, as after `head -1`."""
 
 
 class Problem(click.ClickException):

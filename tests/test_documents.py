@@ -13,6 +13,7 @@ import pytest
 from bus.endpoints import RunDir
 from bus.operators import OperatorLink
 from tests.atlas.test_atlas import is_well
+from tests.diagrams import fill
 from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, until
 
 README = (ROOT / "README.md").read_text()
@@ -89,6 +90,32 @@ def test_the_subscriber_of_the_document_runs(run_dir: RunDir) -> None:
         ) as subscriber,
     ):
         assert subscriber.stdout is not None
-        line = subscriber.stdout.readline()
-        subscriber.kill()
+        try:
+            line = subscriber.stdout.readline()
+        finally:
+            subscriber.kill()
     assert re.match(r"status/atlas/ 1 \d+ \w+ \w+", line)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_is_drawn_is_the_code(document: Path) -> None:
+    """Diagrams and tables are those of the code; ``python -m tests.diagrams`` draws them anew."""
+    text = document.read_text()
+    assert fill(text) == text, f"{document.name} is not what the code says: run python -m tests.diagrams"
+
+
+def test_an_operator_in_ten_lines(run_dir: RunDir) -> None:
+    """The operator of docs/protocol.md, with nothing of this project on its path, lists the fleet."""
+    (source,) = blocks((ROOT / "docs" / "protocol.md").read_text(), "python")
+    source = source.replace("ipc://run/", f"ipc://{run_dir.path}/")
+    env = environment(run_dir.path)
+    del env["PYTHONPATH"]
+
+    def listed() -> bool:
+        done = subprocess.run(
+            [str(BIN / "python"), "-c", source], env=env, cwd="/", capture_output=True, text=True, timeout=60
+        )
+        return done.returncode == 0 and "atlas RUNNING" in done.stdout
+
+    with ServiceProcess(run_dir.path, "-m", "services.atlas"):
+        until(listed)
