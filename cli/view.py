@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bus.endpoints import RunDir, host_name
-from bus.messages import HealthStatus, ProcessState, ServiceView
+from bus.messages import FleetReply, HealthStatus, ProcessState, ServiceView
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_fleet
 from cli.context import say
 from cli.exits import Exit, Problem
@@ -17,6 +18,8 @@ from cli.selection import ATLAS
 WHOLE_S = 2.0
 """A new ATLAS has heard the whole fleet after this: statuses come once a second, and at once on connecting."""
 _LOOK_S = 0.1
+_NODE_FRESH_S = 2.0
+"""A warden speaks once a second, and at once of every change: one silent for longer may not be there."""
 
 
 class Fleet(NamedTuple):
@@ -38,7 +41,7 @@ class Fleet(NamedTuple):
 
 
 def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
-    """Ask ATLAS, and supervisord for what ATLAS cannot know; if ATLAS is silent say so.
+    """Ask ATLAS, and supervisord only where ATLAS does not hear its warden; if ATLAS is silent say so.
 
     ``doing`` completes "cannot …", if neither answers; ``gone`` is the exit code if there is no fleet.
     Raises Problem.
@@ -46,13 +49,30 @@ def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
     refuse_absent(run_dir, gone)
     try:
         reply = ask_fleet(run_dir)
-        services = _when_whole(run_dir, reply.services) if _is_young(reply.services) else reply.services
-        return _checked(run_dir, services)._replace(notes=reply.notes)
+        if _is_young(reply.services):
+            return _checked(run_dir, _when_whole(run_dir, reply.services))._replace(notes=reply.notes)
+        if _is_whole(run_dir, reply):
+            return Fleet(reply.services, frozenset(view.instance for view in reply.services), notes=reply.notes)
+        return _checked(run_dir, reply.services)._replace(notes=reply.notes)
     except AtlasSilent:
         say(f"{SILENCE}; asking supervisord")
     except Refused as error:
         say(f"{error}; asking supervisord")
     return Fleet(by_supervisord(run_dir, doing, gone=gone))
+
+
+def _is_whole(run_dir: RunDir, reply: FleetReply) -> bool:
+    """Whether ATLAS has the warden's word for every process of this host, and that supervisord still listens.
+
+    A connection that is closed at once is enough to know the latter; one that is stopped still has it, and falls
+    silent for ATLAS.
+    """
+    here = host_name()
+    if not any(node.host == here and node.heard_s <= _NODE_FRESH_S for node in reply.nodes):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(run_dir.supervisor)) == 0
 
 
 def _checked(run_dir: RunDir, services: tuple[ServiceView, ...]) -> Fleet:
