@@ -266,6 +266,13 @@ def view(name: str, member: Member | None, place: tuple[Node, ProcessRow] | None
         seen_s=now_s - member.heard_s if member is not None else None,
         reason="; ".join(reasons),
         address=status.address if status is not None and alive else None,
+        ooda_mode=status.ooda_mode if status is not None and alive else None,
+        shedding=status.shedding if status is not None and alive else False,
+        enabled=row.enabled if row is not None else True,
+        maintenance=row.maintenance if row is not None else False,
+        loop_lag_s=status.metrics.vitals.loop_lag_s if status is not None and alive else None,
+        in_flight=status.metrics.in_flight if status is not None and alive else None,
+        requests=status.metrics.requests if status is not None and alive else None,
     )
 
 
