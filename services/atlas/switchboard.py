@@ -19,6 +19,7 @@ from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import (
     AgentMessage,
+    CommandsReply,
     CommandsRequest,
     CommandView,
     DaemonStatus,
@@ -37,8 +38,9 @@ from bus.messages import (
     Telemetry,
 )
 from bus.topics import topic_of
-from services.atlas.coordinator import Action, CDNCoordinator, ToAgent, ToOperator
+from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
 from services.atlas.fleet import Fleet, Happening, Refused
+from services.atlas.journal import Entry, Journal, boot_id
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ class Switchboard:
         self._incarnation = 0
         self._lock = Lock()
         self._fleet = Fleet()
+        self._journal = Journal(run_dir.state("atlas") / "commands.jsonl")
         self._coordinator = CDNCoordinator(self._fleet, new_id)
+        """Another, with what the journal holds, once the bus is ours: before, the file may be another ATLAS's."""
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._event_seqs: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -100,29 +104,35 @@ class Switchboard:
     def notes(self) -> tuple[str, ...]:
         """What is wrong with the hosts themselves, in words."""
         with self._lock:
-            return self._fleet.notes(time.monotonic())
+            return self._notes(time.monotonic())
 
     def order(self, request: OrderRequest) -> OrderAccepted | Refusal:
         """Give an order, as cdnctl would; what becomes of it is in ``command`` and ``commands``."""
         with self._lock:
             if self._broker is None:
                 return Refusal(id=request.id, reason="ATLAS's bus does not run")
-            for action in self._coordinator.order(request, b"", time.monotonic()):
-                if isinstance(action, ToOperator):
-                    if isinstance(action.reply, OrderAccepted | Refusal):
-                        answer = action.reply
-                else:
-                    self._owed.append(action)
+            answer: OrderAccepted | Refusal | None = None
+            for action in self._coordinator.order(request, NOBODY, time.monotonic(), time.time()):
+                match action:
+                    case Record(entry):
+                        self._write_down(entry)
+                    case ToOperator(_, OrderAccepted() | Refusal() as reply):
+                        answer = reply
+                    case _:
+                        self._owed.append(action)
             self._broker.wake()
+        assert answer is not None
         return answer
 
     def command(self, id_: str) -> CommandView | None:
         """One command; None if it is not known, or no longer."""
-        return next((view for view in self.commands(limit=1_000_000) if view.id == id_), None)
+        with self._lock:
+            return self._coordinator.command(id_)
 
     def commands(self, limit: int = 100, name: str | None = None) -> tuple[CommandView, ...]:
-        """The newest commands, of this instance only if it is given, oldest first."""
-        return ()
+        """The newest commands, of this instance only if it is given, oldest first; the open ones are always there."""
+        with self._lock:
+            return self._coordinator.commands(limit, name)
 
     def all_counts(self) -> dict[str, int]:
         """What was dropped and why, and what is connected."""
@@ -133,6 +143,8 @@ class Switchboard:
                 **broker,
                 "agents": self._coordinator.agents,
                 "open_commands": self._coordinator.open_commands,
+                "commands_not_journaled": self._journal.lost,
+                "journal_lines_damaged": self._journal.corrupt,
                 "members": len(self._fleet.members),
             }
 
@@ -140,11 +152,17 @@ class Switchboard:
 
     def _run(self) -> None:
         try:
-            self._broker = Broker(self._run_dir)
-            self._turn_until_stopped(self._broker)
-            broker = self._broker
+            broker = Broker(self._run_dir)
+            with self._lock:
+                now_s = time.monotonic()
+                book = self._journal.open(now_s)
+                self._coordinator = CDNCoordinator(self._fleet, new_id, boot_id=boot_id(), book=book)
+                self._perform(broker, self._coordinator.resume(now_s))
+                self._broker = broker
+            self._turn_until_stopped(broker)
             with self._lock:
                 self._broker = None
+                self._journal.close()
             broker.close()
         except BaseException as error:
             log.critical("the bus thread died", exc_info=True)
@@ -159,7 +177,7 @@ class Switchboard:
             now_s = self.turned_s = time.monotonic()
             with self._lock:
                 if now_s - ticked_s > AWAY_S:
-                    self._back_after(now_s - ticked_s)
+                    self._back_after(broker, now_s - ticked_s)
                 while self._owed:
                     self._perform(broker, [self._owed.popleft()])
                 for topic, frame in arrivals.telemetry:
@@ -172,6 +190,8 @@ class Switchboard:
                     ticked_s = now_s
                     self._perform(broker, self._fleet.tick(now_s))
                     self._perform(broker, self._coordinator.tick(now_s))
+                    self._journal.tick(self._coordinator.book, now_s)
+                    self._coordinator.journal_problem = self._journal.problem
                     broker.replay()
             if now_s - rebound_s >= REBIND_S:
                 rebound_s = now_s
@@ -179,10 +199,10 @@ class Switchboard:
                     log.warning("%s was unlinked: bound it again", endpoint)
                     self.counts["rebound"] += 1
 
-    def _back_after(self, late_s: float) -> None:
+    def _back_after(self, broker: Broker, late_s: float) -> None:
         log.warning("was away for %.1f s: silence meanwhile proves nothing", late_s)
         self._fleet.restart_windows(late_s)
-        self._coordinator.restart_windows(late_s)
+        self._perform(broker, self._coordinator.restart_windows(late_s))
 
     def _take_telemetry(self, broker: Broker, topic: bytes, frame: bytes, now_s: float) -> None:
         try:
@@ -231,7 +251,7 @@ class Switchboard:
                     id=request.id,
                     services=self._fleet.views(now_s),
                     counts=dict(self.counts),
-                    notes=self._fleet.notes(now_s),
+                    notes=self._notes(now_s),
                     nodes=self._fleet.node_views(now_s),
                 )
                 self._reply(broker, routing_id, reply)
@@ -239,9 +259,10 @@ class Switchboard:
                 events = tuple(self._events)[-request.limit :] if request.limit > 0 else ()
                 self._reply(broker, routing_id, EventsReply(id=request.id, events=events))
             case CommandsRequest():
-                self._reply(broker, routing_id, Refusal(id=request.id, reason="ATLAS keeps no list of commands yet"))
+                commands = self._coordinator.commands(request.limit, request.name)
+                self._reply(broker, routing_id, CommandsReply(id=request.id, commands=commands))
             case OrderRequest():
-                self._perform(broker, self._coordinator.order(request, routing_id, now_s))
+                self._perform(broker, self._coordinator.order(request, routing_id, now_s, time.time()))
 
     def _reply(self, broker: Broker, routing_id: bytes, reply: OperatorReply) -> None:
         try:
@@ -252,12 +273,24 @@ class Switchboard:
     def _perform(self, broker: Broker, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
+                case Record():
+                    self._write_down(action.entry)
                 case ToAgent():
                     broker.to_agent(action.routing_id, encode(action.command))
                 case ToOperator():
                     self._reply(broker, action.routing_id, action.reply)
                 case Happening():
                     self._announce(broker, action)
+
+    def _notes(self, now_s: float) -> tuple[str, ...]:
+        notes = self._fleet.notes(now_s)
+        if self._journal.problem:
+            notes += (f"ATLAS's commands are not written down: {self._journal.problem} ({self._journal.path})",)
+        return notes
+
+    def _write_down(self, entry: Entry) -> None:
+        self._journal.append(entry)
+        self._coordinator.journal_problem = self._journal.problem
 
     def _announce(self, broker: Broker, happening: Happening) -> None:
         self._event_seqs[happening.instance] += 1

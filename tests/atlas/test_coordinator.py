@@ -12,16 +12,31 @@ from hypothesis import strategies as st
 
 from bus.messages import (
     Accepted,
+    Band,
+    DisableProcess,
+    EnableProcess,
+    ForgetFailures,
+    HealthCheck,
     Hello,
     LifecyclePhase,
+    Limits,
+    OodaMode,
     OrderAccepted,
     OrderOutcome,
     OrderRequest,
     Outcome,
     OutcomeKind,
     ProcessState,
+    Refusal,
     Restart,
     RestartProcess,
+    Resume,
+    ScaleProcess,
+    SetLimits,
+    SetLoopMode,
+    SetMaintenance,
+    Shed,
+    SignalProcess,
     StartProcess,
     StopProcess,
     Verb,
@@ -31,6 +46,16 @@ from services.atlas.fleet import Fleet
 from tests.atlas.test_fleet import node, row, status
 
 ME, DAEMON, WARDEN = b"operator", b"daemon", b"warden"
+
+
+NEEDED: dict[Verb, dict[str, Any]] = {
+    Verb.SIGNAL: {"signal": 1},
+    Verb.MAINTENANCE: {"on": True},
+    Verb.SCALE: {"instances": 3},
+    Verb.LOOP_MODE: {"mode": OodaMode.SHADOW},
+    Verb.SET_LIMITS: {"limits": Limits(fds=Band(soft=100.0))},
+}
+"""What a verb cannot do without."""
 
 
 class World:
@@ -45,7 +70,7 @@ class World:
         self.actions: list[Action] = []
         if daemon:
             self.fleet.hear(status(1, 1), 0.0)
-        self.table(state, pid=1001 if state is ProcessState.RUNNING else None)
+        self.table(state, pid=1001 if state in (ProcessState.RUNNING, ProcessState.STARTING) else None)
         self.greet(daemon=daemon)
 
     def greet(self, *, daemon: bool = True) -> None:
@@ -59,9 +84,16 @@ class World:
         uptime_s = 5.0 if changes.get("pid") else None
         self.fleet.hear_node(node(self.seq, web=row(state, uptime_s=uptime_s, **changes)), self.now_s)
 
-    def order(self, verb: Verb, *names: str, timeout_s: float = 30.0) -> list[Action]:
-        request = OrderRequest(id="o", verb=verb, names=names or ("web-1",), timeout_s=timeout_s, asked_by="me")
-        return self.take(self.coordinator.order(request, ME, self.now_s))
+    def order(self, verb: Verb, *names: str, timeout_s: float = 30.0, **arguments: Any) -> list[Action]:
+        request = OrderRequest(
+            id="o",
+            verb=verb,
+            names=names or ("web-1",),
+            timeout_s=timeout_s,
+            asked_by="me",
+            **{**NEEDED.get(verb, {}), **arguments},
+        )
+        return self.take(self.coordinator.order(request, ME, self.now_s, 1e9))
 
     def hear(self, message: Accepted | Outcome) -> list[Action]:
         return self.take(self.coordinator.hear(message, DAEMON, self.now_s))
@@ -82,6 +114,11 @@ class World:
         """Of the names ordered."""
         replies = [a.reply for a in self.actions if isinstance(a, ToOperator)]
         return [(r.name, r.kind, r.reason) for r in replies if isinstance(r, OrderOutcome)]
+
+    def refusals(self) -> list[str]:
+        """Of whole orders, with nothing done."""
+        replies = [a.reply for a in self.actions if isinstance(a, ToOperator)]
+        return [r.reason for r in replies if isinstance(r, Refusal)]
 
 
 def test_restart_by_the_daemon() -> None:
@@ -112,7 +149,7 @@ def test_a_daemon_that_does_not_accept() -> None:
         world.tick()
     bodies = [body for _, body in world.sent()]
     assert bodies.count(Restart()) > 1
-    assert world.sent()[-1] == (WARDEN, RestartProcess(name="web-1"))
+    assert world.sent()[-1] == (WARDEN, RestartProcess(name="web-1", pid=1001))
     world.hear(Accepted(id="c1w", incarnation=1))
     world.hear(Outcome(id="c1w", kind=OutcomeKind.DONE))
     assert world.outcomes() == []  # the fleet still shows the old process
@@ -120,6 +157,45 @@ def test_a_daemon_that_does_not_accept() -> None:
     world.fleet.hear(status(2, 1), world.now_s)
     world.tick()
     assert world.outcomes() == [("web-1", OutcomeKind.DONE, "")]
+
+
+TO_THE_DAEMON: dict[Verb, Any] = {
+    Verb.SHED: Shed(),
+    Verb.RESUME: Resume(),
+    Verb.LOOP_MODE: SetLoopMode(mode=OodaMode.SHADOW),
+    Verb.SET_LIMITS: SetLimits(limits=Limits(fds=Band(soft=100.0))),
+    Verb.HEALTH_CHECK: HealthCheck(),
+}
+
+
+@pytest.mark.parametrize("verb", TO_THE_DAEMON)
+def test_what_goes_to_the_daemon(verb: Verb) -> None:
+    """It has one incarnation to do it, is not escalated, and its outcome is the command's."""
+    world = World()
+    world.order(verb)
+    (sent,) = [action for action in world.actions if isinstance(action, ToAgent)]
+    assert (sent.routing_id, sent.command.body, sent.command.incarnation) == (DAEMON, TO_THE_DAEMON[verb], 1)
+    for _ in range(20):
+        world.fleet.hear_node(node(world.seq + 2, web=row(ProcessState.RUNNING, pid=1001, uptime_s=5.0)), world.now_s)
+        world.seq += 2
+        world.tick()
+    assert {routing_id for routing_id, _ in world.sent()} == {DAEMON}
+    world.hear(Accepted(id="c1", incarnation=1))
+    assert world.outcomes() == []
+    world.hear(Outcome(id="c1", kind=OutcomeKind.DONE, reason="healthy", incarnation=1))
+    assert world.outcomes() == [("web-1", OutcomeKind.DONE, "healthy")]
+
+
+@pytest.mark.parametrize("verb", TO_THE_DAEMON)
+def test_a_daemon_that_there_is_not(verb: Verb) -> None:
+    """Rejected at once, with why."""
+    world = World(ProcessState.STOPPED)
+    world.order(verb)
+    assert world.outcomes() == [("web-1", OutcomeKind.REJECTED, f"cannot {verb} web-1: it is STOPPED")]
+    world = World(daemon=False)
+    world.order(verb)
+    assert world.outcomes() == [("web-1", OutcomeKind.REJECTED, f"cannot {verb} web-1: it has no daemon that is heard")]
+    assert world.sent() == []
 
 
 @pytest.mark.parametrize(
@@ -130,12 +206,19 @@ def test_a_daemon_that_does_not_accept() -> None:
         (Verb.START, ProcessState.BACKOFF, StartProcess(name="web-1")),
         (Verb.STOP, ProcessState.RUNNING, StopProcess(name="web-1")),
         (Verb.STOP, ProcessState.BACKOFF, StopProcess(name="web-1")),
-        (Verb.RESTART, ProcessState.STOPPED, RestartProcess(name="web-1")),
+        (Verb.RESTART, ProcessState.STOPPED, StartProcess(name="web-1")),
+        (Verb.RESTART, ProcessState.STARTING, RestartProcess(name="web-1", pid=1001)),
+        (Verb.SIGNAL, ProcessState.RUNNING, SignalProcess(name="web-1", signal=1, pid=1001)),
+        (Verb.ENABLE, ProcessState.STOPPED, EnableProcess(name="web-1")),
+        (Verb.DISABLE, ProcessState.RUNNING, DisableProcess(name="web-1")),
+        (Verb.RESET_FAILED, ProcessState.FATAL, ForgetFailures(name="web-1")),
+        (Verb.MAINTENANCE, ProcessState.RUNNING, SetMaintenance(name="web-1", on=True)),
+        (Verb.SCALE, ProcessState.RUNNING, ScaleProcess(name="web-1", instances=3)),
     ],
 )
 def test_what_goes_to_the_warden(verb: Verb, state: ProcessState, body: object) -> None:
-    """Starts and stops, and the restart of what has no living daemon."""
-    world = World(state)
+    """Starts and stops, the restart of what has no living daemon, and what only supervisord can do."""
+    world = World(state, daemon=state is not ProcessState.STARTING)
     world.order(verb)
     assert world.sent() == [(WARDEN, body)]
 
@@ -155,7 +238,7 @@ def test_nothing_to_do(verb: Verb, state: ProcessState, reason: str) -> None:
     assert (world.sent(), world.outcomes()) == ([], [("web-1", OutcomeKind.DONE, reason)])
 
 
-@pytest.mark.parametrize("verb", Verb)
+@pytest.mark.parametrize("verb", [verb for verb in Verb if verb not in TO_THE_DAEMON])
 def test_a_silent_supervisord(verb: Verb) -> None:
     """Who is told to end would stay down: rejected at once, and nobody is asked."""
     world = World()
@@ -165,7 +248,7 @@ def test_a_silent_supervisord(verb: Verb) -> None:
     assert world.sent() == []
     ((_, kind, reason),) = world.outcomes()
     assert kind is OutcomeKind.REJECTED
-    assert reason.startswith("supervisord on h1 is silent for 3.0 s, so nothing would be started again")
+    assert reason.startswith("supervisord on h1 is silent for 3.0 s, so no")
 
 
 def test_stopped_by_somebody_else_meanwhile() -> None:
@@ -188,11 +271,11 @@ def test_unknown_service() -> None:
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1e9, float("nan")])
 def test_wrong_time_limits(timeout_s: float) -> None:
-    """Rejected with the limit."""
+    """Refused with the limit."""
     world = World()
     world.order(Verb.STOP, timeout_s=timeout_s)
-    assert world.outcomes()[0][1] is OutcomeKind.REJECTED
-    assert world.sent() == []
+    assert world.refusals() == [f"cannot stop with timeout_s={timeout_s:g}: over 0, at most 3600"]
+    assert (world.sent(), world.outcomes()) == ([], [])
 
 
 def test_a_warden_that_is_away() -> None:
