@@ -75,6 +75,7 @@ class Warden:
         self._reported_s = 0.0
         for process in self._table.processes.values():
             reach.adopt(process, self._restarts)
+        reach.keep_descriptors()
         reach.subscribe("SupervisorRunningEvent", self._running)
         reach.subscribe("SupervisorStoppingEvent", self._stopping)
         reach.subscribe("ProcessGroupAddedEvent", self._group_added)
