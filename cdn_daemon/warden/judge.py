@@ -17,7 +17,7 @@ Who samples /proc and kills is watch.py. Times are monotonic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 DEFAULT_SILENCE_S = 0.5
@@ -131,6 +131,8 @@ class Watched:
     """When the kernel reported that a signal has stopped it."""
     evidence: Evidence | None = None
     """Since it became a suspect; None if it is none yet."""
+    held: bool = False
+    """An operator has asked that it be not judged: it is in maintenance."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,6 @@ class Observations:
     watched: tuple[Watched, ...]
     late_s: float = 0.0
     """How much too late this tick began."""
-    held: bool = False
-    """An operator has asked that nobody be judged."""
 
 
 class Finding(Enum):
@@ -155,6 +155,8 @@ class Finding(Enum):
     """Kill it; it is stopped, and only SIGKILL reaches it."""
     HUNG = "hung"
     """Kill it; first so that it can leave its stacks."""
+    HELD = "held"
+    """It would be killed, if it were not in maintenance."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +178,18 @@ def excuse(heard_s: float, late_s: float, now_s: float) -> float:
 
 
 def judge(now_s: float, observations: Observations) -> list[Verdict]:
-    """Verdicts on all those about whom there is something to say. A judge that is late, or held, convicts nobody."""
-    if observations.held or observations.late_s > LATE_S:
+    """Verdicts on all those about whom there is something to say. A judge that is late convicts nobody."""
+    if observations.late_s > LATE_S:
         return []
-    silent = [each for each in observations.watched if _silence_s(each, now_s) >= each.limit_s]
+    silent = [each for each in observations.watched if not each.held and _silence_s(each, now_s) >= each.limit_s]
     many = len(silent) >= HOST_SILENT_LEAST and len(silent) >= HOST_SILENT_FRACTION * len(observations.watched)
     verdicts = (_judge(each, now_s, len(silent), len(observations.watched), many) for each in observations.watched)
-    return [verdict for verdict in verdicts if verdict is not None]
+    held = {each.name for each in observations.watched if each.held}
+    return [_held(verdict) if verdict.name in held else verdict for verdict in verdicts if verdict is not None]
+
+
+def _held(verdict: Verdict) -> Verdict:
+    return replace(verdict, finding=Finding.HELD) if verdict.finding in (Finding.STOPPED, Finding.HUNG) else verdict
 
 
 def _judge(each: Watched, now_s: float, silent: int, watched: int, many: bool) -> Verdict | None:

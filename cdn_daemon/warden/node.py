@@ -7,26 +7,46 @@ nothing here waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from bus.commands import AgentLink
 from bus.endpoints import RunDir
 from bus.messages import (
     Accepted,
     Command,
+    DisableProcess,
+    EnableProcess,
+    ForgetFailures,
     Hello,
+    HoldRestarts,
     NodeCommand,
     NodeStatus,
     Outcome,
     OutcomeKind,
     RestartProcess,
+    ScaleProcess,
+    SetMaintenance,
     SignalProcess,
     StartProcess,
     StopProcess,
 )
 from bus.publisher import Publisher
-from cdn_daemon.warden.orders import Act, Ended, Goal, Memory, Order, Wait, next_move
+from cdn_daemon.warden.desired import names
+from cdn_daemon.warden.orders import (
+    Act,
+    Ended,
+    Goal,
+    Memory,
+    Order,
+    Scaling,
+    Standing,
+    StartOne,
+    Wait,
+    next_move,
+    next_scaling,
+)
 from cdn_daemon.warden.program import Program
+from cdn_daemon.warden.steward import Refused, Steward
 
 _GOALS = {
     StartProcess: (Goal.UP,),
@@ -43,18 +63,20 @@ class Node:
         run_dir: RunDir,
         host: str,
         incarnation: int,
+        steward: Steward,
         *,
         act: Callable[[str, Goal, str], str | None],
         signal: Callable[[str, int], str | None],
     ) -> None:
         """act brings a program up or down for somebody; signal sends it one. Both answer None, or why not."""
         self._host = host
+        self._steward = steward
         self._act = act
         self._signal = signal
         self.incarnation = incarnation
         self._publisher = Publisher(run_dir.telemetry)
         self._link = AgentLink(run_dir.agents)
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, Order | Scaling] = {}
         self._memory = Memory()
         self.fd = self._link.fileno()
 
@@ -94,20 +116,50 @@ class Node:
             if refusal:
                 self._end(command.id, Ended(OutcomeKind.REJECTED, refusal))
                 continue
-            self._answer(command.id, None)
             assert isinstance(command.body, NodeCommand)
-            if isinstance(command.body, SignalProcess):
-                problem = self._signal(command.body.name, command.body.signal)
-                self._end(command.id, Ended(OutcomeKind.FAILED, problem) if problem else Ended(OutcomeKind.DONE))
+            try:
+                begun = self._begin(command, programs[command.body.name], now_s)
+            except Refused as refused:
+                self._end(command.id, Ended(OutcomeKind.REJECTED, str(refused)))
                 continue
-            self._orders[command.id] = Order(
-                id=command.id,
-                name=command.body.name,
-                asked_by=command.asked_by,
-                goals=_goals(command.body, programs[command.body.name]),
-                deadline_s=now_s + command.timeout_s,
-            )
+            if isinstance(begun, Ended):
+                self._end(command.id, begun)
+            else:
+                self._answer(command.id, None)
+                self._orders[command.id] = begun
         self.advance(programs, now_s)
+
+    def _begin(self, command: Command, program: Program, now_s: float) -> Order | Scaling | Ended:
+        """Do what can be done at once, and say what is to be followed; raises Refused."""
+        by, deadline_s, steward = command.asked_by, now_s + command.timeout_s, self._steward
+        match command.body:
+            case SignalProcess(name=name, signal=number):
+                problem = self._signal(name, number)
+                return Ended(OutcomeKind.FAILED, problem) if problem else Ended(OutcomeKind.DONE)
+            case ForgetFailures(name=name):
+                return Ended(OutcomeKind.DONE, steward.forget_failures(name, by))
+            case SetMaintenance(name=name, on=on, for_s=for_s):
+                return Ended(OutcomeKind.DONE, steward.set_maintenance(name, on=on, for_s=for_s, by=by))
+            case HoldRestarts(name=name, for_s=for_s, reason=reason):
+                return Ended(OutcomeKind.DONE, steward.hold(name, for_s, reason, by))
+            case DisableProcess(name=name):
+                note = steward.disable(name, by)
+                return Order(command.id, name, by, (Goal.DOWN,), deadline_s, begun=True, note=note)
+            case EnableProcess(name=name):
+                was_disabled = bool(steward.refusal(name))
+                note = steward.enable(name, by)
+                if not (was_disabled and steward.starts_by_itself(name)):
+                    return Ended(OutcomeKind.DONE, note)
+                return Order(command.id, name, by, (Goal.UP,), deadline_s, note=note)
+            case ScaleProcess(name=name, instances=instances):
+                note = steward.scale(name, instances, by)
+                return Scaling(command.id, by, names(name, instances), deadline_s, note=note)
+            case StartProcess(name=name) | RestartProcess(name=name) | StopProcess(name=name):
+                goals = _goals(command.body, program)
+                if Goal.UP in goals and (refusal := steward.refusal(name)):
+                    raise Refused(f"cannot start {name}: {refusal}")
+                return Order(command.id, name, by, goals, deadline_s)
+        raise Refused(f"{type(command.body).__name__} is for a daemon, and this is a warden")
 
     def _refusal(self, command: Command, programs: Mapping[str, Program], is_up: bool) -> str:
         if command.target != self._host:
@@ -115,11 +167,7 @@ class Node:
         if command.incarnation is not None and command.incarnation != self.incarnation:
             return f"{self._host} is #{self.incarnation}, the command is for #{command.incarnation}"
         if not isinstance(command.body, NodeCommand):
-            return (
-                f"a warden starts, stops, restarts and signals processes; {type(command.body).__name__} is for a daemon"
-            )
-        if not isinstance(command.body, SignalProcess | StartProcess | StopProcess | RestartProcess):
-            return f"this warden does not know {type(command.body).__name__} yet"
+            return f"{type(command.body).__name__} is for a daemon, and this is a warden"
         if command.body.name not in programs:
             return f"supervisord has no process {command.body.name}"
         if isinstance(command.body, SignalProcess) and _is_replaced(command.body, programs[command.body.name]):
@@ -131,7 +179,24 @@ class Node:
     def advance(self, programs: Mapping[str, Program], now_s: float) -> None:
         """Go on with every order under way; call it when states have changed, and every tick."""
         for order in list(self._orders.values()):
-            self._advance(order, programs, now_s)
+            if isinstance(order, Scaling):
+                self._scale(order, programs, now_s)
+            else:
+                self._advance(order, programs, now_s)
+
+    def _scale(self, order: Scaling, programs: Mapping[str, Program], now_s: float) -> None:
+        while True:
+            there = _standings(self._steward.instances(order.names[0]), programs, now_s)
+            match next_scaling(order, there, now_s):
+                case StartOne(name, next_order):
+                    problem = self._act(name, Goal.UP, order.asked_by)
+                    if problem:
+                        return self._end(order.id, Ended(OutcomeKind.FAILED, f"{name}: {problem}"))
+                    self._orders[order.id] = order = next_order
+                case Wait():
+                    return None
+                case Ended() as ended:
+                    return self._end(order.id, ended)
 
     def _advance(self, order: Order, programs: Mapping[str, Program], now_s: float) -> None:
         while True:
@@ -173,3 +238,11 @@ def _is_replaced(body: RestartProcess | SignalProcess, program: Program) -> bool
     """Whether another process runs than the one that is meant."""
     now_pid = program.now.pid if program.now is not None else None
     return None not in (body.pid, now_pid) and body.pid != now_pid
+
+
+def _standings(instances: Iterable[str], programs: Mapping[str, Program], now_s: float) -> dict[str, Standing]:
+    there = {name: programs[name] for name in instances if name in programs}
+    return {
+        name: Standing(program.state, program.due_s is not None, program.row(now_s).reason)
+        for name, program in there.items()
+    }

@@ -7,6 +7,7 @@ second copy is answered from memory.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -37,6 +38,8 @@ class Order:
     deadline_s: float
     begun: bool = False
     """The first goal's action has been taken; what remains is to wait."""
+    note: str = ""
+    """What there is to say when it is done."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,8 @@ def next_move(order: Order, state: ProcessState, will_start: bool, reason: str, 
     reached = state is ProcessState.RUNNING if goal is Goal.UP else state in _DOWN and (order.begun or not will_start)
     if reached:
         if not rest:
-            return Ended(
-                OutcomeKind.DONE, "" if order.begun or len(order.goals) > 1 else f"it was {goal.value} already"
-            )
+            was_so = "" if order.begun or len(order.goals) > 1 else f"it was {goal.value} already"
+            return Ended(OutcomeKind.DONE, order.note or was_so)
         return Act(rest[0], replace(order, goals=rest, begun=True))
     if now_s >= order.deadline_s:
         words = f"{state.value}: {reason}" if reason else state.value
@@ -86,6 +88,59 @@ def next_move(order: Order, state: ProcessState, will_start: bool, reason: str, 
         return Ended(OutcomeKind.FAILED, reason or f"it is {state.value}")
     if state is ProcessState.UNKNOWN:
         return Ended(OutcomeKind.FAILED, f"supervisord has lost track of it: {reason}" if reason else state.value)
+    return Wait()
+
+
+# -- scaling: the instances of a program --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """An order for so many instances of a program, under way."""
+
+    id: str
+    asked_by: str
+    names: tuple[str, ...]
+    """Those that there are to be."""
+    deadline_s: float
+    started: frozenset[str] = frozenset()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one instance is."""
+
+    state: ProcessState
+    will_start: bool
+    """It is down, but about to be started by itself."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class StartOne:
+    """Start that instance now, then go on with that order."""
+
+    name: str
+    order: Scaling
+
+
+def next_scaling(order: Scaling, there: Mapping[str, Standing], now_s: float) -> StartOne | Wait | Ended:
+    """What the order does now. there: every instance that there is of the program."""
+    waits_for = [f"{name} {each.state}: {each.reason}" for name, each in there.items() if name not in order.names]
+    for name in order.names:
+        one = there.get(name)
+        if one is not None and one.state is ProcessState.RUNNING:
+            continue
+        if one is not None and one.state in _DOWN and not one.will_start:
+            if name not in order.started:
+                return StartOne(name, replace(order, started=order.started | {name}))
+            return Ended(OutcomeKind.FAILED, f"{name}: {one.reason or one.state}")
+        waits_for.append(f"{name} {one.state}: {one.reason}" if one is not None else f"{name} is not there yet")
+    if not waits_for:
+        return Ended(OutcomeKind.DONE, order.note)
+    if now_s >= order.deadline_s:
+        return Ended(OutcomeKind.FAILED, f"not {len(order.names)} in time; {', '.join(waits_for)}")
     return Wait()
 
 

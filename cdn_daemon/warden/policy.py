@@ -14,6 +14,7 @@ Who kills, spawns and shows states is warden.py and reach.py. now_s is monotonic
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ EX_TEMPFAIL = 75
 
 EX_CONFIG = 78
 """sysexits.h: configuration error; starting again would not help."""
+
+
+LONGEST_HOLD_S = 60.0
+"""Whoever holds restarts may be gone by then."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,14 @@ class Quarantine:
 Decision = Restart | StayDown | Quarantine
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Somebody asks that a process which ends be not started before that."""
+
+    reason: str
+    until_s: float
+
+
 def started(history: History, now_s: float, limits: Limits) -> History:
     """Record a start."""
     return replace(history, starts_s=(*_recent(history, now_s, limits), now_s))
@@ -123,6 +136,16 @@ def ended(history: History, ending: Ending, now_s: float, limits: Limits, luck: 
         return history, Restart(0.0, what)
     after_s = _wait_s(failures - 2, limits, limits.longest_wait_s, luck)
     return history, Restart(after_s, f"backing off: {what}, {in_window}")
+
+
+def hold(by: str, for_s: float, reason: str, now_s: float) -> Hold | None:
+    """A hold from now on, no longer than LONGEST_HOLD_S; None, if it is for no time at all: a release.
+
+    Raises ValueError for what is no time.
+    """
+    if not (math.isfinite(for_s) and for_s >= 0.0):
+        raise ValueError(f"cannot hold restarts for {for_s} s: it must be 0, which releases them, or more")
+    return Hold(f"held by {by}: {reason}", now_s + min(for_s, LONGEST_HOLD_S)) if for_s else None
 
 
 def describe(ending: Ending) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bus.messages import ProcessRow, ProcessState
 from cdn_daemon.warden.judge import Sample
-from cdn_daemon.warden.policy import History
+from cdn_daemon.warden.policy import History, Hold
 from cdn_daemon.warden.sdnotify import Notice
 from cdn_daemon.warden.settings import Settings
 
@@ -49,6 +49,8 @@ class Incarnation:
     """What /proc said of it when it became suspect."""
     spared: str = ""
     """Why a silence over its limit was excused, the first time."""
+    withheld: str = ""
+    """What it would have been killed for, had it not been in maintenance."""
     verdict: str = ""
     """Why it was killed by us; empty if it was not."""
     end: str = ""
@@ -77,9 +79,17 @@ class Incarnation:
         if notice.beat:
             self.heard_s = now_s
             self.suspected = None
-            self.spared = ""
+            self.spared = self.withheld = ""
         if notice.trigger:
             self.trigger = self.status
+
+    def judge_anew(self, until_s: float, now_s: float) -> None:
+        """Its maintenance is over: nothing from before counts against it but its own word."""
+        self.heard_s = None if self.heard_s is None else now_s
+        self.stopped_since_s = None if self.stopped_since_s is None else now_s
+        self.extended_until_s = max(self.extended_until_s, until_s)
+        self.suspected = None
+        self.spared = self.withheld = ""
 
 
 def orderer(status: str) -> str:
@@ -100,10 +110,22 @@ class Program:
     now: Incarnation | None = None
     """The present incarnation, or the last one."""
     wait_status: int | None = None
+    ending: str = ""
+    """How it ended last and what followed, by the policy."""
     reason: str = ""
     """Why it is not running, as of its last end."""
     due_s: float | None = None
-    """When it is to be started again; None if it is not."""
+    """When it is to be started again, by the policy; None if it is not."""
+    hold: Hold | None = None
+    """Somebody asks that it be not started again so soon."""
+    disabled: str = ""
+    """Why it may not be started; empty if it may."""
+    maintenance: str = ""
+    """Why it is not judged; empty if it is."""
+    of: str | None = None
+    """The program that this is a further instance of."""
+    removed: bool = False
+    """supervisord has it no more."""
     stopping_since_s: float = 0.0
     stopped_by: str = ""
     held_since_s: float | None = None
@@ -128,6 +150,11 @@ class Program:
         """Whether its READY=1 is."""
         return self.notifies and self.state is ProcessState.STARTING
 
+    @property
+    def next_start_s(self) -> float | None:
+        """When it is started again; None if it is not."""
+        return self.due_s if self.due_s is None or self.hold is None else max(self.due_s, self.hold.until_s)
+
     def overdue(self, now_s: float, stop_wait_s: float) -> str:
         """What it should have done by now; empty if it has time, or has been convicted already."""
         life = self.now
@@ -140,7 +167,13 @@ class Program:
         return ""
 
     def why(self, waiting_for: tuple[str, ...]) -> str:
-        """Why it is not running, in words; empty when it is."""
+        """Why it is not running, or not judged, in words; empty when it is."""
+        reason = self._why_not_running(waiting_for)
+        withheld = self.now.withheld if self.now else ""
+        parts = (reason, self.maintenance, withheld and f"not killed for: {withheld}")
+        return "; ".join(filter(None, parts)) if self.maintenance else reason
+
+    def _why_not_running(self, waiting_for: tuple[str, ...]) -> str:
         match self.state:
             case ProcessState.RUNNING:
                 return ""
@@ -151,6 +184,8 @@ class Program:
                 return f"not ready yet: {status}" if status else "not ready yet"
             case ProcessState.STOPPING:
                 return f"stopping, by {self.stopped_by}" if self.stopped_by else "stopping"
+            case ProcessState.STOPPED if self.disabled:
+                return self.disabled
             case ProcessState.STOPPED if self.starts:
                 return f"stopped by {self.stopped_by}" if self.stopped_by else "stopped"
             case ProcessState.STOPPED:
@@ -161,6 +196,7 @@ class Program:
     def row(self, now_s: float, waiting_for: tuple[str, ...] = (), depends_on: tuple[str, ...] = ()) -> ProcessRow:
         """Its line of the process table."""
         alive = self.now is not None and self.now.pid is not None
+        next_start_s = self.next_start_s
         return ProcessRow(
             name=self.name,
             state=self.state,
@@ -169,9 +205,12 @@ class Program:
             restarts=max(0, self.starts - 1),
             wait_status=self.wait_status,
             reason=self.why(waiting_for),
-            next_try_s=max(0.0, self.due_s - now_s)
-            if self.due_s is not None and self.state is ProcessState.BACKOFF
+            next_try_s=max(0.0, next_start_s - now_s)
+            if next_start_s is not None and self.state is ProcessState.BACKOFF
             else None,
             log=self.log,
+            enabled=not self.disabled,
+            maintenance=bool(self.maintenance),
+            program=self.of,
             depends_on=depends_on,
         )

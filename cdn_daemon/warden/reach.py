@@ -8,6 +8,8 @@ one supervisord:
 - ``supervisor.stopProcess``, while waiting, no longer makes the loop spin, and waits for the end of the process that
   it was to stop, whatever follows on that (calm_waiting_stops);
 - its listening Unix socket is made anew if its path is gone (reopen_unix_servers);
+- further instances of a program are groups beside it, which ``reread`` and ``update`` pass over (add_instance,
+  keep_instances);
 - whoever waits for an answer is asked again at once after a state has changed (hurry_answers);
 - at the end of a run, before supervisord closes descriptors by number, we are told (at_end).
 
@@ -16,6 +18,7 @@ Every call into the Keeper is the Keeper's to guard: it never raises.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 import types
@@ -27,7 +30,7 @@ from typing import Any, Protocol
 from supervisor import events
 from supervisor.datatypes import Automatic, RestartUnconditionally
 from supervisor.http import LogWrapper, supervisor_af_unix_http_server
-from supervisor.options import VERSION, make_namespec
+from supervisor.options import VERSION, ProcessConfig, ProcessGroupConfig, make_namespec
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
 from bus.messages import ProcessState
@@ -55,6 +58,9 @@ class Keeper(Protocol):
 
     def next_step(self, process: Process) -> Step:
         """What the process does this turn."""
+
+    def refusal(self, process: Process) -> str:
+        """Why it may not be started at all; empty if it may."""
 
     def may_spawn(self, process: Process) -> bool:
         """Whether a spawn may happen now; if not it is STARTING without a pid until next_step says SPAWN."""
@@ -103,6 +109,10 @@ class _Warded:
         """supervisor's own entry, also taken by an operator's start."""
         if self.pid:  # one that is still stopping, say: stock logs that, and does nothing
             return super().spawn()  # type: ignore[misc,no-any-return]
+        refusal = self.keeper.refusal(self)
+        if refusal:
+            self.record_spawnerr(refusal)  # type: ignore[attr-defined] # and startProcess answers SPAWN_ERROR
+            return None
         if self.keeper.may_spawn(self):
             return self._spawn()
         self.spawnerr = None
@@ -303,6 +313,11 @@ def stop_wait_s(process: Process) -> float:
     return float(process.config.stopwaitsecs)
 
 
+def starts_by_itself(process: Process) -> bool:
+    """Whether supervisord.conf has it started with supervisord."""
+    return bool(process.config.autostart)
+
+
 def wants_first_start(process: Process) -> bool:
     """Whether supervisord.conf has it started by itself, and it has not been yet."""
     return bool(process.config.autostart and not process.laststart)
@@ -367,6 +382,14 @@ def set_exited(process: Process) -> None:
     process.backoff = 0
     if process.state != ProcessStates.EXITED:
         process.change_state(ProcessStates.EXITED)
+
+
+def set_stopped(process: Process) -> None:
+    """EXITED or FATAL → STOPPED: it is down, and nothing is held against it, or to come."""
+    process.delay = 0
+    process.backoff = 0
+    process.spawnerr = None
+    process.change_state(ProcessStates.STOPPED)
 
 
 def start(process: Process) -> None:
@@ -500,3 +523,70 @@ def hurry_answers(supervisord: Supervisord) -> None:
     for dispatcher in list(socket_map(supervisord).values()):
         if getattr(dispatcher, "delay", 0):
             dispatcher.last_writable_check = 0
+
+
+# -- further instances of a program ------------------------------------------------------------------------
+
+
+def has_group(supervisord: Supervisord, name: str) -> bool:
+    """Whether supervisord has a group of that name."""
+    return name in supervisord.process_groups
+
+
+def why_not_scalable(process: Process) -> str:
+    """Why there can be no further instances of it; empty if there can."""
+    group = process.group
+    if group is None or type(group.config) is not ProcessGroupConfig or type(process.config) is not ProcessConfig:
+        return "it is an event listener or a FastCGI program"
+    if len(group.processes) > 1:
+        return f"its group {group.config.name} has {len(group.processes)} processes: set its numprocs"
+    if group.config.name != process.config.name:
+        return f"it is a process of the group {group.config.name}: only a program by itself can be scaled"
+    return ""
+
+
+def instance_config(process: Process, name: str) -> Any:
+    """The configuration of a further instance: its program's, with a name, a log and a port of its own."""
+    first = process.config
+    config = copy.copy(first)
+    config.name = name
+    config.environment = {**(first.environment or {}), "CDN_INSTANCE": name, "CDN_PORT": "0"}
+    suffix = name.removeprefix(first.name)
+    config.stdout_logfile = _own_log(first.stdout_logfile, suffix)
+    config.stderr_logfile = _own_log(first.stderr_logfile, suffix)
+    return config
+
+
+def _own_log(path: Any, suffix: str) -> Any:
+    if not isinstance(path, str) or path.startswith(("/dev/", "/proc/")):
+        return path  # none, or one that all may share
+    stem, extension = os.path.splitext(path)
+    return f"{stem}{suffix}{extension}"
+
+
+def add_instance(supervisord: Supervisord, process: Process, name: str) -> None:
+    """Make one; supervisord then starts it, if it does so with its program."""
+    config = instance_config(process, name)
+    group = process.group.config
+    supervisord.add_process_group(ProcessGroupConfig(group.options, name, group.priority, [config]))
+
+
+def is_current(process: Process, instance: Process) -> bool:
+    """Whether that instance is made of the program's present configuration."""
+    return bool(instance_config(process, instance.config.name) == instance.config)
+
+
+def remove_group(supervisord: Supervisord, name: str) -> bool:
+    """Forget a group; False if it is not down."""
+    return bool(supervisord.remove_process_group(name))
+
+
+def keep_instances(supervisord: Supervisord, is_instance: Callable[[str], bool]) -> None:
+    """Have ``reread`` and ``update`` not call those removed that never stood in supervisord.conf."""
+    stock = supervisord.diff_to_active
+
+    def diff_to_active() -> Any:
+        added, changed, removed = stock()
+        return added, changed, [config for config in removed if not is_instance(config.name)]
+
+    supervisord.diff_to_active = diff_to_active

@@ -68,6 +68,8 @@ class Restarts:
     def next_step(self, process: Process) -> Step:
         """What the process does this turn of the loop."""
         program: Program = process.program
+        if program.removed:
+            return Step.WAIT
         if program.stock:
             return Step.STOCK
         now_s = time.monotonic()
@@ -78,10 +80,11 @@ class Restarts:
             case ProcessState.STARTING:
                 return Step.WAIT if program.notifies else Step.STOCK
             case ProcessState.EXITED | ProcessState.BACKOFF:
-                is_due = program.due_s is not None and now_s >= program.due_s
+                start_s = program.next_start_s
+                is_due = start_s is not None and now_s >= start_s
                 return Step.SPAWN if is_due and is_up else Step.WAIT
             case ProcessState.STOPPED:
-                is_first = is_up and reach.wants_first_start(process)
+                is_first = is_up and not program.disabled and reach.wants_first_start(process)
                 return Step.SPAWN if is_first and not self._table.waits_for(program.name) else Step.WAIT
             case ProcessState.STOPPING:
                 # Stock counts by the wall clock: stepped by an hour, it would kill whoever is draining.
@@ -101,12 +104,18 @@ class Restarts:
         self._logger.warn(f"starting '{program.name}' though nobody is starting {', '.join(waits_for)}")
         return True
 
+    @guarded("")
+    def refusal(self, process: Process) -> str:
+        """Why nobody may start it; empty if it may be started."""
+        program: Program = process.program
+        return "supervisord has it no more" if program.removed else program.disabled
+
     @guarded(True)
     def may_spawn(self, process: Process) -> bool:
         """An operator starts it: what was held against it is forgotten, and what it depends on is waited for."""
         program: Program = process.program
         program.history = policy.History()
-        program.due_s = None
+        program.due_s = program.hold = None
         program.stock = False
         program.held_since_s = time.monotonic() if self._table.waits_for(program.name) else None
         return program.held_since_s is None
@@ -181,23 +190,41 @@ class Restarts:
         program: Program = process.program
         limits = program.settings.limits
         program.history, decision = policy.ended(program.history, ending, now_s, limits, random.random())
-        program.reason = decision.reason + self._where_to_read_on(program)
+        program.reason = program.ending = decision.reason + self._where_to_read_on(program)
         program.due_s = None
+        if ending.ordered:
+            program.hold = None
         match decision:
             case policy.Restart(after_s):
                 program.due_s = now_s + after_s
-                if after_s > 0.0:
-                    # As a time of day it stays true, in supervisorctl too, which keeps what it was told.
-                    next_try = time.strftime("%H:%M:%S", time.localtime(time.time() + after_s))
-                    program.reason += f"; next try at {next_try}"
-                    reach.set_backoff(process, program.reason, after_s)
-                else:
-                    reach.set_exited(process)
+                self._wait(process, now_s)
             case policy.Quarantine():
                 reach.set_fatal(process, program.reason)
                 self._logger.warn(f"gave up: {program.name} {program.reason}")
             case policy.StayDown():
                 reach.set_exited(process)
+
+    def _wait(self, process: Process, now_s: float) -> None:
+        """Show until when it is not started, and why; by a hold, if that is longer than the policy's wait."""
+        program: Program = process.program
+        start_s = program.next_start_s
+        if start_s is None or start_s <= now_s:
+            program.reason = program.ending
+            reach.set_exited(process)
+            return
+        # As a time of day it stays true, in supervisorctl too, which keeps what it was told.
+        next_try = time.strftime("%H:%M:%S", time.localtime(time.time() + start_s - now_s))
+        why = program.ending if program.hold is None or start_s == program.due_s else program.hold.reason
+        program.reason = f"{why}; next try at {next_try}"
+        reach.set_backoff(process, program.reason, start_s - now_s)
+
+    def hold(self, name: str, hold: policy.Hold | None) -> None:
+        """From now on have that process not started again before then; None: release it."""
+        program = self._table.programs[name]
+        program.hold = hold
+        if program.due_s is not None and program.state in (ProcessState.EXITED, ProcessState.BACKOFF):
+            self._wait(self._table.processes[name], time.monotonic())
+        self._touched()
 
     def _where_to_read_on(self, program: Program) -> str:
         """For one that was killed by us: its stacks, wherever its log says that they are, are in its post-mortem."""
@@ -216,8 +243,8 @@ class Restarts:
             return
         now_s = time.monotonic()
         follows = program.state.value
-        if program.due_s is not None:
-            follows += f", to be started again in {max(0.0, program.due_s - now_s):.1f} s"
+        if program.next_start_s is not None:
+            follows += f", to be started again in {max(0.0, program.next_start_s - now_s):.1f} s"
         report = PostMortem(
             name=program.name,
             host=self._host,
@@ -230,7 +257,7 @@ class Restarts:
             wait_status=wait_status,
             end=life.end,
             verdict=life.verdict,
-            spared=life.spared,
+            spared=life.spared or (f"{life.withheld}, but it was in maintenance" if life.withheld else ""),
             ordered_by=program.stopped_by or life.ordered_by,
             follows=follows,
             last_status=life.status,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 from supervisor.xmlrpc import Faults, RPCError
+
+from cdn_daemon.warden.restarts import OPERATOR
+from cdn_daemon.warden.steward import Refused, Steward
 
 if TYPE_CHECKING:
     from cdn_daemon.warden.warden import Warden
@@ -24,13 +28,58 @@ class WardenNamespace:
         """
         return msgspec.json.encode(self._warden.status()).decode()
 
-    def holdJudgement(self, seconds: float) -> bool:
-        """Judge no silent process for so many seconds; 0 ends it. Crashes are still answered by restarts
+    def disableProcess(self, name: str) -> str:
+        """Stop a process, and refuse to start it until it is enabled; also after a restart of supervisord
 
-        @param double seconds  at most a day
-        @return boolean result  always True
+        @param string name  as in supervisorctl status
+        @return string note  what else there is to say; mostly nothing
         """
-        if not 0 <= seconds <= 86400:
-            raise RPCError(Faults.BAD_ARGUMENTS, f"{seconds} s: it must be 0 to 86400")
-        self._warden.hold_judgement(float(seconds))
-        return True
+        return self._ask(lambda steward: steward.disable(name, OPERATOR))
+
+    def enableProcess(self, name: str) -> str:
+        """Let a process be started again, and start it if supervisord.conf says autostart
+
+        @param string name  as in supervisorctl status
+        @return string note  what else there is to say; mostly nothing
+        """
+        was_disabled = bool(self._ask(lambda steward: steward.refusal(name)))
+        note = self._ask(lambda steward: steward.enable(name, OPERATOR))
+        if was_disabled:
+            self._warden.start_enabled(name)
+        return note
+
+    def forgetFailures(self, name: str) -> str:
+        """Count a process's failures anew; FATAL becomes STOPPED
+
+        @param string name  as in supervisorctl status
+        @return string note  what else there is to say; mostly nothing
+        """
+        return self._ask(lambda steward: steward.forget_failures(name, OPERATOR))
+
+    def setMaintenance(self, name: str, on: bool, seconds: float) -> str:
+        """Do not judge a process, or judge it again. It is still started again if it ends
+
+        @param string name  as in supervisorctl status
+        @param boolean on  whether maintenance begins or ends
+        @param double seconds  after which it ends by itself; 0: until it is ended
+        @return string note  what else there is to say; mostly nothing
+        """
+        for_s = float(seconds) or None
+        return self._ask(lambda steward: steward.set_maintenance(name, on=bool(on), for_s=for_s, by=OPERATOR))
+
+    def scaleProcess(self, name: str, instances: int) -> str:
+        """Run so many instances of a program: NAME, NAME-2, NAME-3; does not wait for them
+
+        @param string name  of the program
+        @param int instances  1 to 64
+        @return string note  what else there is to say; mostly nothing
+        """
+        return self._ask(lambda steward: steward.scale(name, int(instances), OPERATOR))
+
+    def _ask(self, ask: Callable[[Steward], str]) -> str:
+        if not self._warden.is_up():
+            raise RPCError(Faults.SHUTDOWN_STATE)
+        try:
+            return ask(self._warden.steward)
+        except Refused as refused:
+            raise RPCError(Faults.FAILED, str(refused)) from refused

@@ -30,16 +30,20 @@ class Table:
             self._put(process, self._settings(process, told))
         self.depends_on = depends.resolve(self._wanted())
 
-    def add(self, process: Process) -> Program:
-        """Take in a program that was added to the running supervisord.
+    def add(self, process: Process, of: str | None = None) -> Program:
+        """Take in a program that was added to the running supervisord; ``of``: as a further instance of that one.
 
         It is too late to refuse: what is impossible is logged and left out.
         """
+        first = self.programs.get(of) if of is not None else None
         try:
-            program = self._put(process, self._settings(process, read(self._conf, self._expansions)))
+            told = first.settings if first is not None else None
+            program = self._put(process, told or self._settings(process, read(self._conf, self._expansions)))
         except SettingsError as error:
             self._log(f"{error}; it is treated as if nothing were set")
             program = self._put(process, Settings())
+        program.of = of
+        program.has_notified = first is not None and first.has_notified
         try:
             self.depends_on = depends.resolve(self._wanted())
         except SettingsError as error:
@@ -52,6 +56,7 @@ class Table:
         present = {reach.full_name(process) for process in reach.processes(self._supervisord)}
         absent = sorted(set(self.programs) - present)
         for name in absent:
+            self.programs[name].removed = True  # its process object may still be asked in this turn of the loop
             del self.programs[name]
             del self.processes[name]
             self.depends_on.pop(name, None)
@@ -68,7 +73,7 @@ class Table:
         """Whether a program that is not ready will be, without anybody doing anything."""
         program = self.programs[name]
         if program.state is ProcessState.STOPPED:
-            return reach.wants_first_start(self.processes[name])
+            return not program.disabled and reach.wants_first_start(self.processes[name])
         return program.state in (ProcessState.STARTING, ProcessState.BACKOFF) or program.due_s is not None
 
     def pid_of(self, name: str) -> int | None:

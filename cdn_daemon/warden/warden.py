@@ -26,8 +26,9 @@ from cdn_daemon.warden.orders import Goal
 from cdn_daemon.warden.procfs import belongs_to
 from cdn_daemon.warden.program import Program
 from cdn_daemon.warden.reach import Supervisord
-from cdn_daemon.warden.restarts import Restarts
+from cdn_daemon.warden.restarts import OPERATOR, Restarts
 from cdn_daemon.warden.sdnotify import Notice
+from cdn_daemon.warden.steward import Steward
 from cdn_daemon.warden.table import Table, next_incarnation
 from cdn_daemon.warden.watch import Watch
 
@@ -64,6 +65,15 @@ class Warden:
             environment=self._environment,
             ended=self._ended,
         )
+        self.steward = Steward(
+            supervisord,
+            self._table,
+            self._restarts,
+            self.boundary,
+            run_dir.state("warden") / "desired.json",
+            act=self._act,
+            touched=self._touched,
+        )
         self._waker: Waker | None = None
         self._inbox: Inbox | None = None
         self._node: Node | None = None
@@ -87,6 +97,7 @@ class Warden:
     @guarded(None)
     def _running(self, _event: object) -> None:
         """supervisord has daemonised and begins its loop: now timers, sockets and ZeroMQ's thread will last."""
+        self._recall()
         self._waker = Waker(self._woken)
         reach.socket_map(self._supervisord)[self._waker.fileno()] = self._waker
         self._ticked_s = time.monotonic()
@@ -104,11 +115,18 @@ class Warden:
         self._waker.wake()  # stock would sleep a second before it starts anything
 
     @guarded(None)
+    def _recall(self) -> None:
+        """Before the first start, as what is disabled must not have one."""
+        self.steward.recall()
+
+    @guarded(None)
     def _join_bus(self) -> None:
         """Loading ZeroMQ takes 20 ms, in which the programs can start already."""
         from cdn_daemon.warden.node import Node
 
-        self._node = Node(self._run_dir, self._host, self._incarnation, act=self._act, signal=self._send_signal)
+        self._node = Node(
+            self._run_dir, self._host, self._incarnation, self.steward, act=self._act, signal=self._send_signal
+        )
         reach.socket_map(self._supervisord)[self._node.fd] = Listener(self._node.fd, self._orders_came)
 
     def _stopping(self, _event: object) -> None:
@@ -150,16 +168,21 @@ class Warden:
     def _group_added(self, _event: object) -> None:
         for process in reach.processes(self._supervisord):
             if reach.full_name(process) not in self._table.programs:
-                program = self._table.add(process)
+                program = self._table.add(process, self.steward.program_of(reach.full_name(process)))
+                self.steward.apply(program)
                 reach.adopt(process, self._restarts)
                 if self._inbox is not None:
                     self._inbox.open(program.name)
+        self.steward.table_changed()
+        self._touched()
 
     @guarded(None)
     def _group_removed(self, _event: object) -> None:
         for name in self._table.forget_absent():
             if self._inbox is not None:
                 self._inbox.close_one(name)
+        self.steward.table_changed()
+        self._touched()
 
     # -- what restarts.py asks ----------------------------------------------------------------------------
 
@@ -245,7 +268,9 @@ class Warden:
                 continue  # nothing has a deadline; this is nearly everybody, nearly always
             self._bailiff.follow_up(life, now_s)
             overdue = program.overdue(now_s, reach.stop_wait_s(self._table.processes[program.name]))
-            if overdue:
+            if overdue and program.maintenance:
+                self._watch.withhold(program.name, life, overdue)
+            elif overdue:
                 self._convict(program, overdue, signal.SIGABRT, now_s)
             is_busy = is_busy or life.kill_due_s is not None or program.is_awaited
         verdicts = self._watch.tick(programs, late_s, now_s)
@@ -273,6 +298,8 @@ class Warden:
             reach.hurry_answers(self._supervisord)
         if self._give_back is not None:
             self._stop_next()
+        if has_changed or is_due:
+            self.steward.tick(now_s)
         if is_due:
             self._reported_s = now_s
             self._mend(now_s)
@@ -316,9 +343,6 @@ class Warden:
         if self._node is not None:
             counts |= {f"frames_{cause}": many for cause, many in self._node.dropped.items()}
         counts |= {key: many for key, many in (("spared", self._watch.spared), ("swept", self._bailiff.swept)) if many}
-        held_s = self._watch.held_until_s - now_s
-        if held_s > 0:
-            counts["judgement_held_s"] = int(held_s) + 1
         return NodeStatus(
             host=self._host,
             incarnation=self._incarnation,
@@ -365,11 +389,14 @@ class Warden:
             return f"there is no signal {number}"
         return reach.send_signal(self._table.processes[name], number)
 
-    def hold_judgement(self, for_s: float) -> None:
-        """Judge nobody for that long; 0.0 ends it. Restarts after crashes go on."""
-        self._watch.held_until_s = time.monotonic() + for_s
-        self._logger.warn(f"warden: nobody is judged for {for_s:g} s" if for_s else "warden: judging again")
-        self._touched()
+    def is_up(self) -> bool:
+        """Whether supervisord is neither ending nor reloading."""
+        return reach.is_up(self._supervisord)
+
+    def start_enabled(self, name: str) -> None:
+        """It is enabled again: it starts, if supervisord.conf has it start by itself and it is down."""
+        if self._table.programs[name].state is ProcessState.STOPPED and self.steward.starts_by_itself(name):
+            self._act(name, Goal.UP, OPERATOR)
 
 
 def private_run_dir(supervisord: Supervisord) -> Path:

@@ -24,8 +24,6 @@ class Watch:
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self.held_until_s = 0.0
-        """Nobody is judged before; by an operator's word."""
         self.spared = 0
         """How often a silence over the limit was excused."""
         self.late_ticks = 0
@@ -82,20 +80,29 @@ class Watch:
                     trigger=life.trigger,
                     stopped_since_s=life.stopped_since_s,
                     evidence=evidence,
+                    held=bool(program.maintenance),
                 )
             )
         convicted: list[Verdict] = []
         suspects = sum(each.evidence is not None or each.stopped_since_s is not None for each in watched)
         self.has_suspects = 0 < suspects <= _MAX_SAMPLED
-        for verdict in judge(now_s, Observations(tuple(watched), late_s, held=now_s < self.held_until_s)):
+        for verdict in judge(now_s, Observations(tuple(watched), late_s)):
             life = lives[verdict.name]
             if verdict.finding is Finding.SUSPECT and life.suspected is None:
                 life.suspected = procfs.sample(life.main_pid or life.pid or 0, now_s)
             elif verdict.finding is Finding.SPARED:
                 self._spare(life, verdict)
+            elif verdict.finding is Finding.HELD:
+                self.withhold(verdict.name, life, verdict.text)
             elif verdict.finding in (Finding.STOPPED, Finding.HUNG):
                 convicted.append(verdict)
         return convicted
+
+    def withhold(self, name: str, life: Incarnation, text: str) -> None:
+        """Note, once, what a process in maintenance would be killed for."""
+        if not life.withheld:
+            life.withheld = text
+            self._log(f"'{name}' is in maintenance, and not killed: {text}")
 
     def _spare(self, life: Incarnation, verdict: Verdict) -> None:
         if not life.spared:

@@ -176,27 +176,3 @@ def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
                 hog.wait()
         assert {name: atlas.row(name).pid for name in names} == before
         assert atlas.counts().get("verdicts", 0) == 0
-
-
-def test_judgement_can_be_held(run_dir: Path, atlas: FakeAtlas) -> None:
-    with Supervisord(run_dir, {"web": beating(run_dir, "web", before=HOLDS)}) as fleet:
-        pid = atlas.row("web", "RUNNING").pid or 0
-        rpc(fleet, "holdJudgement", 60.0)
-        os.kill(pid, signal.SIGSTOP)
-        heard = len(atlas.statuses)
-        until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
-        assert atlas.row("web").pid == pid
-        assert atlas.counts()["judgement_held_s"] > 0
-        rpc(fleet, "holdJudgement", 0.0)
-        replaced(atlas, run_dir, "web", pid)
-
-
-def rpc(fleet: Supervisord, method: str, *arguments: float) -> object:
-    """Call the warden over supervisord's XML-RPC."""
-    from xmlrpc.client import ServerProxy
-
-    from supervisor.xmlrpc import SupervisorTransport
-
-    transport = SupervisorTransport(None, None, f"unix://{fleet.run_dir}/supervisor.sock")
-    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-        return getattr(proxy.cdn, method)(*arguments)
