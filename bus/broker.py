@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 
 import zmq
 
+from bus.audience import Audience
 from bus.codec import MAX_FRAME_BYTES
 from bus.context import terminate
 from bus.endpoints import RunDir
@@ -23,6 +27,11 @@ from bus.endpoints import RunDir
 Frames = tuple[bytes, bytes]
 
 _PER_TURN = 2000  # frames taken from one socket before the others get their turn
+_REPLAYED_AT_ONCE = 2000
+_NOW = int(zmq.DONTWAIT)
+_NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_TELEMETRY_QUEUE = 1000  # for each publisher: as many as it keeps itself
+_BACKLOG = 4096  # a whole fleet may connect at once; the kernel's own limit is net.core.somaxconn
 _TOPICS_KEPT = 50_000
 _SUBSCRIPTION_BYTES = 256
 
@@ -70,6 +79,9 @@ class Broker:
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._last: dict[bytes, bytes] = {}
         self._wanted: set[bytes] = set()
+        self._owed: dict[bytes, None] = {}
+        """Topics whose last values are still to be sent to those who have subscribed lately."""
+        self._audience = Audience()
         self.counts: Counter[str] = Counter()
 
     def _bind(self, kind: int, endpoint: str, *, max_bytes: int) -> zmq.Socket[bytes]:
@@ -77,10 +89,11 @@ class Broker:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         if kind == zmq.XPUB:
-            socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is shown, not only the first of its topic
+            socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription is shown, not only the first of its topic
             socket.setsockopt(zmq.SNDHWM, 10_000)
         else:
-            socket.setsockopt(zmq.RCVHWM, 10_000)
+            socket.setsockopt(zmq.RCVHWM, _TELEMETRY_QUEUE if kind == zmq.XSUB else 10_000)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         self._listen(socket, endpoint)
         return socket
 
@@ -99,7 +112,7 @@ class Broker:
         if self._xpub in ready:
             self._take_subscriptions()
         if self._xsub in ready:
-            self._drain(self._xsub, arrivals.telemetry)
+            self._drain_telemetry(arrivals.telemetry)
         if self._agents in ready:
             self._drain(self._agents, arrivals.agents)
         if self._operators in ready:
@@ -109,6 +122,23 @@ class Broker:
     def wake(self) -> None:
         """Have ``turn`` return at once; any thread."""
         os.eventfd_write(self._wake_fd, 1)
+
+    def _drain_telemetry(self, into: list[Frames]) -> None:
+        """recv_multipart would take most of the time that a status costs, so parts are taken in pairs.
+
+        A message of another number of parts becomes pairs of its sender's own, and one part that
+        is left over; libzmq never mixes the parts of two messages.
+        """
+        receive = self._xsub.recv
+        try:
+            for _ in range(_PER_TURN):
+                topic = receive(_NOW, False)
+                if topic.more:
+                    into.append((topic.bytes, receive(_NOW)))
+                else:
+                    self.counts["wrong_parts"] += 1
+        except zmq.Again:
+            return
 
     def _drain(self, socket: zmq.Socket[bytes], into: list[Frames]) -> None:
         try:
@@ -122,11 +152,19 @@ class Broker:
             return
 
     def _take_subscriptions(self) -> None:
+        now_s = time.monotonic()
         try:
             for _ in range(_PER_TURN):
-                frame = self._xpub.recv(zmq.DONTWAIT)
-                if frame[:1] == b"\x01":
-                    self._wanted.add(frame[1:])
+                frame = self._xpub.recv(_NOW, False)
+                try:
+                    fd = int(frame.get(zmq.SRCFD))
+                except zmq.ZMQError:  # libzmq's own word for a connection that has ended
+                    continue
+                word, prefix = frame.bytes[:1], frame.bytes[1:]
+                if word == b"\x00":
+                    self._audience.unsubscribed(fd, prefix)
+                elif word == b"\x01" and self._audience.subscribed(fd, prefix, now_s):
+                    self._wanted.add(prefix)
         except zmq.Again:
             return
 
@@ -135,15 +173,41 @@ class Broker:
 
         XPUB cannot address one subscriber, so others see a value again, with the
         seq that they have already seen. Call it a few times a second, so that a
-        storm of subscriptions costs one pass.
+        storm of subscriptions costs one pass; and a pass sends only so many, so
+        that one who subscribes again and again does not take the others' time.
         """
-        if not self._wanted:
-            return
-        prefixes = tuple(self._wanted)
-        self._wanted.clear()
-        for topic, frame in self._last.items():
-            if topic.startswith(prefixes):
-                self._send([topic, frame])
+        if self._wanted:
+            topics = sorted(self._last)
+            for prefix in self._wanted:
+                for place in range(bisect_left(topics, prefix), len(topics)):
+                    if not topics[place].startswith(prefix):
+                        break
+                    self._owed[topics[place]] = None
+            self._wanted.clear()
+        for topic in list(islice(self._owed, _REPLAYED_AT_ONCE)):
+            del self._owed[topic]
+            self._send(topic, self._last[topic])
+
+    def look_at_subscribers(self) -> None:
+        """Cut those that take nothing; call it every second or so."""
+        self._audience.look(time.monotonic())
+
+    def restart_windows(self, late_s: float) -> None:
+        """This process itself was away for late_s: nobody could have taken anything."""
+        self._audience.restart_windows(late_s)
+
+    @property
+    def subscribers(self) -> int:
+        """Connections to the feed."""
+        return self._audience.size
+
+    def all_counts(self) -> dict[str, int]:
+        """What was dropped or cut, by cause."""
+        return {**self.counts, **self._audience.counts}
+
+    def last_frames(self) -> list[bytes]:
+        """The last value of every topic that has one."""
+        return list(self._last.values())
 
     def publish(self, topic: bytes, frame: bytes, *, keep: bool) -> None:
         """Send to the subscribers of the topic; keep it as the topic's last value if asked to."""
@@ -152,13 +216,12 @@ class Broker:
                 self._last[topic] = frame
             else:
                 self.counts["topics_not_kept"] += 1
-        self._send([topic, frame])
+        if self._audience.wants(topic):
+            self._send(topic, frame)
 
-    def _send(self, parts: list[bytes]) -> None:
-        try:
-            self._xpub.send_multipart(parts, zmq.DONTWAIT)
-        except zmq.Again:
-            self.counts["feed_full"] += 1
+    def _send(self, topic: bytes, frame: bytes) -> None:
+        self._xpub.send(topic, _NOW_AND_MORE)  # an XPUB drops what a subscriber has no room for, and never says Again
+        self._xpub.send(frame, _NOW)
 
     def to_agent(self, routing_id: bytes, frame: bytes) -> None:
         """Send to one agent; a ROUTER drops what is for nobody."""

@@ -11,16 +11,31 @@ Units stand in the names: ``_s`` seconds, ``_bytes`` bytes, ``cpu_cores`` cores
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}"
+
+Name = Annotated[str, Meta(pattern=f"^{_NAME}\\Z")]
 """A service, instance, host or process: one word, as it becomes part of topics, file names and URLs."""
+
+UncheckedName = Annotated[str, Meta(min_length=1, max_length=128)]
+"""A Name once ``is_name`` says so. For statuses: the pattern would cost more than the rest of the decoding, and ATLAS
+checks each name when it first hears it, so that nothing else reaches the feed."""
 
 ProcessName = Annotated[str, Meta(min_length=1, max_length=256)]
 """A process of supervisord's, in whatever words its configuration has; supervisor refuses blanks, ':' and '/'."""
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a Name."""
+    return _is_name(text) is not None
+
+
+_is_name = re.compile(_NAME).fullmatch
 
 # -- words ---------------------------------------------------------------------------------------
 
@@ -135,10 +150,10 @@ class ServiceMetrics(Struct, frozen=True, kw_only=True):
 class DaemonStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="daemon_status"):
     """What a service's daemon says of it: on every change, and at least once a second."""
 
-    service: Name
-    instance: Name
+    service: UncheckedName
+    instance: UncheckedName
     """Unique in the fleet; the same as service unless it has several instances."""
-    host: Name
+    host: UncheckedName
     incarnation: int
     """Counts the starts of this instance in its run directory: a larger one is a later start."""
     seq: int

@@ -7,6 +7,7 @@ silent is unreachable, never dead: only the warden can say that a process ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bus.messages import (
@@ -18,6 +19,7 @@ from bus.messages import (
     ProcessRow,
     ProcessState,
     ServiceView,
+    is_name,
 )
 
 NODE_FRESH_S = 2.0
@@ -25,6 +27,9 @@ NODE_FRESH_S = 2.0
 
 UNREACHABLE_S = 3.0
 """Statuses come at least once a second; three in a row are missing."""
+
+MAX_MEMBERS = 50_000
+"""Bounds what one that invents names can cost."""
 
 _STATE_OF_PHASE = {
     LifecyclePhase.STARTING: ProcessState.STARTING,
@@ -47,9 +52,9 @@ class Happening:
     """Id of the command that led to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Member:
-    """One instance, by its daemon's word."""
+    """One instance, by its daemon's word. Changed in place: at 100,000 statuses a second a new one each would tell."""
 
     status: DaemonStatus
     heard_s: float
@@ -102,13 +107,28 @@ class Fleet:
 
     # -- messages in --------------------------------------------------------------------------------
 
-    def hear(self, status: DaemonStatus, now_s: float) -> list[Happening]:
-        """Fold in one daemon's status; raises Refused for what is old or claims another's name."""
+    def hear(self, status: DaemonStatus, now_s: float) -> Sequence[Happening]:
+        """Fold in one daemon's status; raises Refused for what is old, claims another's name, or has none."""
         held = self.members.get(status.instance)
         if held is None:
+            _check_names(status)
+            if len(self.members) >= MAX_MEMBERS:
+                raise Refused("too_many", f"{status.instance} is one more than the {MAX_MEMBERS} that ATLAS follows")
             self.members[status.instance] = Member(status, now_s)
             return [_happening(status, "appeared", f"appeared as #{status.incarnation}, {status.phase}")]
         old = held.status
+        if (
+            status.incarnation == old.incarnation
+            and status.seq > old.seq
+            and status.pid == old.pid
+            and status.host == old.host
+            and status.service == old.service
+        ):  # nearly always, so this comes first
+            happenings = _changes(held, status)
+            held.status, held.heard_s, held.reachable = status, now_s, True
+            return happenings
+        if status.host != old.host or status.service != old.service:
+            _check_names(status)
         if (
             status.host != old.host
             and now_s - held.heard_s <= UNREACHABLE_S
@@ -119,8 +139,9 @@ class Fleet:
             raise Refused("old", f"{status.instance} #{status.incarnation} seq {status.seq} is not news")
         if status.incarnation == old.incarnation and status.pid != old.pid:
             raise Refused("name_clash", f"{status.instance} #{status.incarnation} has pid {old.pid}, not {status.pid}")
-        self.members[status.instance] = Member(status, now_s)
-        return _changes(held, status)
+        happenings = _changes(held, status)
+        held.status, held.heard_s, held.reachable = status, now_s, True
+        return happenings
 
     def hear_node(self, status: NodeStatus, now_s: float) -> list[Happening]:
         """Fold in one warden's table; raises Refused for what is old."""
@@ -141,11 +162,12 @@ class Fleet:
     def tick(self, now_s: float) -> list[Happening]:
         """Notice silence."""
         happenings = []
-        for name, member in self.members.items():
-            silent_s = now_s - member.heard_s
-            if member.reachable and silent_s > UNREACHABLE_S and member.status.phase is not LifecyclePhase.STOPPED:
-                self.members[name] = replace(member, reachable=False)
-                happenings.append(_happening(member.status, "unreachable", f"unreachable: silent for {silent_s:.1f} s"))
+        since_s = now_s - UNREACHABLE_S
+        for member in [member for member in self.members.values() if member.heard_s < since_s and member.reachable]:
+            if member.status.phase is not LifecyclePhase.STOPPED:
+                member.reachable = False
+                text = f"unreachable: silent for {now_s - member.heard_s:.1f} s"
+                happenings.append(_happening(member.status, "unreachable", text))
         for host, node in self.nodes.items():
             silent_s = now_s - node.heard_s
             if node.reachable and silent_s > UNREACHABLE_S:
@@ -157,7 +179,8 @@ class Fleet:
 
     def restart_windows(self, late_s: float) -> None:
         """ATLAS itself was away for late_s: silence meanwhile proves nothing."""
-        self.members = {k: replace(m, heard_s=m.heard_s + late_s) for k, m in self.members.items()}
+        for member in self.members.values():
+            member.heard_s += late_s
         self.nodes = {k: replace(n, heard_s=n.heard_s + late_s) for k, n in self.nodes.items()}
         self._rows = None
 
@@ -218,8 +241,23 @@ def _state_text(row: ProcessRow) -> str:
     return f"{row.state}: {row.reason}" if row.reason else str(row.state)
 
 
-def _changes(held: Member, status: DaemonStatus) -> list[Happening]:
+def _check_names(status: DaemonStatus) -> None:
+    for name in (status.service, status.instance, status.host):
+        if not is_name(name):
+            raise Refused("malformed", f"{name!r:.200} is no name: one word of letters, digits and _.:@-, at most 128")
+
+
+def _changes(held: Member, status: DaemonStatus) -> Sequence[Happening]:
     old = held.status
+    if (
+        held.reachable
+        and status.phase is old.phase
+        and status.health is old.health
+        and status.ooda_mode is old.ooda_mode
+        and status.shedding is old.shedding
+        and status.incarnation == old.incarnation
+    ):
+        return ()
     if status.incarnation != old.incarnation:
         text = f"started anew: #{old.incarnation} → #{status.incarnation}, pid {old.pid} → {status.pid}"
         return [_happening(status, "restart", text)]

@@ -22,24 +22,22 @@ from bus.messages import (
     CommandsReply,
     CommandsRequest,
     CommandView,
-    DaemonStatus,
     Event,
     EventsReply,
     EventsRequest,
     FleetReply,
     FleetRequest,
-    NodeStatus,
     OperatorReply,
     OperatorRequest,
     OrderAccepted,
     OrderRequest,
     Refusal,
     ServiceView,
-    Telemetry,
 )
 from bus.topics import topic_of
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
-from services.atlas.fleet import Fleet, Happening, Refused
+from services.atlas.fleet import Fleet, Happening
+from services.atlas.hearing import Hearing
 from services.atlas.journal import Entry, Journal, boot_id
 
 log = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ class Switchboard:
         self._event_seqs: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self._named: set[tuple[str, bytes]] = set()
-        self._telemetry: Decoder[Telemetry] = Decoder(Telemetry)
+        self._hearing = Hearing(self._fleet, self._events, self._dropped)
         self._agent: Decoder[AgentMessage] = Decoder(AgentMessage)
         self._operator: Decoder[OperatorRequest] = Decoder(OperatorRequest)
         self._stop = ThreadEvent()
@@ -137,7 +135,7 @@ class Switchboard:
     def all_counts(self) -> dict[str, int]:
         """What was dropped and why, and what is connected."""
         with self._lock:
-            broker = self._broker.counts if self._broker is not None else Counter[str]()
+            broker = self._broker.all_counts() if self._broker is not None else {}
             return {
                 **self.counts,
                 **broker,
@@ -145,6 +143,7 @@ class Switchboard:
                 "open_commands": self._coordinator.open_commands,
                 "commands_not_journaled": self._journal.lost,
                 "journal_lines_damaged": self._journal.corrupt,
+                "subscribers": self._broker.subscribers if self._broker is not None else 0,
                 "members": len(self._fleet.members),
             }
 
@@ -180,8 +179,7 @@ class Switchboard:
                     self._back_after(broker, now_s - ticked_s)
                 while self._owed:
                     self._perform(broker, [self._owed.popleft()])
-                for topic, frame in arrivals.telemetry:
-                    self._take_telemetry(broker, topic, frame, now_s)
+                self._perform(broker, self._hearing.hear(broker, arrivals.telemetry, now_s))
                 for routing_id, frame in arrivals.agents:
                     self._take_agent(broker, routing_id, frame, now_s)
                 for routing_id, frame in arrivals.operators:
@@ -198,30 +196,13 @@ class Switchboard:
                 for endpoint in broker.rebind_missing():
                     log.warning("%s was unlinked: bound it again", endpoint)
                     self.counts["rebound"] += 1
+                broker.look_at_subscribers()
 
     def _back_after(self, broker: Broker, late_s: float) -> None:
         log.warning("was away for %.1f s: silence meanwhile proves nothing", late_s)
         self._fleet.restart_windows(late_s)
+        broker.restart_windows(late_s)
         self._perform(broker, self._coordinator.restart_windows(late_s))
-
-    def _take_telemetry(self, broker: Broker, topic: bytes, frame: bytes, now_s: float) -> None:
-        try:
-            message = self._telemetry.decode(frame)
-            if topic != topic_of(message).encode():
-                raise Refused("wrong_topic", f"{topic!r} does not fit {type(message).__name__}")
-            happenings: list[Happening] = []
-            match message:
-                case DaemonStatus():
-                    happenings = self._fleet.hear(message, now_s)
-                case NodeStatus():
-                    happenings = self._fleet.hear_node(message, now_s)
-                case Event():
-                    self._events.append(message)
-        except (FrameError, Refused) as error:
-            self._dropped(error.cause, topic, error)
-            return
-        broker.publish(topic, frame, keep=not isinstance(message, Event))
-        self._perform(broker, happenings)
 
     def _dropped(self, cause: str, source: bytes, error: Exception) -> None:
         """Count it; log the first from each source, as one that sends nonsense sends it every second."""

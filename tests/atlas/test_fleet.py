@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def row(state: ProcessState = ProcessState.RUNNING, name: str = "web-1", **chang
     return ProcessRow(name=name, state=state, **changes)
 
 
-def kinds(happenings: list[Happening]) -> list[str]:
+def kinds(happenings: Sequence[Happening]) -> list[str]:
     """Of the happenings."""
     return [happening.kind for happening in happenings]
 
