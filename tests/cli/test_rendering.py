@@ -156,7 +156,7 @@ def test_the_status_document_has_the_schema() -> None:
     assert document["schema_version"] == 1
     keys = (
         "service instance host state health phase ooda_phase pid incarnation uptime_s restarts cpu_cores rss_bytes "
-        "seen_s reason address"
+        "seen_s reason address ooda_mode shedding enabled maintenance loop_lag_s in_flight requests"
     )
     assert list(document["services"][0]) == keys.split()
     assert document["services"][0]["rss_bytes"] == 33 * 2**20
