@@ -777,6 +777,8 @@ class Refusal(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"
 
     id: str
     reason: str
+    again: bool = False
+    """It came too late, and would be taken now: who still waits for it may ask again."""
 
 
 OperatorReply = (
