@@ -25,8 +25,8 @@ class Check:
     is_async: bool
     every_s: float
     timeout_s: float
-    fails_after: int
-    """Failures in a row that make the service unhealthy; fewer make it degraded."""
+    fails_after: int | None
+    """Failures in a row that make the service unhealthy; fewer make it degraded. None: none ever make it unhealthy."""
 
 
 @dataclass
@@ -145,7 +145,9 @@ class HealthMonitor:
         opinions = list(self._findings.values())
         for name, record in self._records.items():
             check = record.check
-            if record.failures >= check.fails_after:
+            if record.failures and check.fails_after is None:
+                opinions.append((HealthStatus.DEGRADED, f"{name}: {record.reason}"))
+            elif check.fails_after is not None and record.failures >= check.fails_after:
                 opinions.append((HealthStatus.UNHEALTHY, f"{name}: {record.reason}"))
             elif record.failures:
                 count = f"{record.failures} of {check.fails_after}"

@@ -172,16 +172,16 @@ class Service:
         """Who this process is; set by ``run`` before anything of the service starts."""
 
     def check(
-        self, *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int = 3
+        self, *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int | None = 3
     ) -> Callable[[CheckFunction], CheckFunction]:
         """Decorate a health check: it fails by raising, by returning False or a reason, or by taking too long.
 
         An async one runs on the service's loop, a plain one on a thread. It makes
-        the service unhealthy after ``fails_after`` failures in a row.
+        the service unhealthy after ``fails_after`` failures in a row, or with None never more than degraded.
         """
 
         def declare(function: CheckFunction) -> CheckFunction:
-            if not (every_s > 0 and timeout_s > 0 and fails_after >= 1):
+            if not (every_s > 0 and timeout_s > 0 and (fails_after is None or fails_after >= 1)):
                 raise DeclarationError(
                     f"cannot declare check {function.__name__} of {self.name}: every_s={every_s} and "
                     f"timeout_s={timeout_s} must be over 0, fails_after={fails_after} at least 1"

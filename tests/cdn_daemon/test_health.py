@@ -8,7 +8,7 @@ from bus.messages import HealthStatus as H
 from cdn_daemon.health import Check, HealthMonitor
 
 
-def check(name: str = "store", *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int = 3) -> Check:
+def check(name: str = "store", *, every_s: float = 5.0, timeout_s: float = 1.0, fails_after: int | None = 3) -> Check:
     """A check that the test answers for."""
     return Check(
         name=name,
@@ -49,6 +49,14 @@ def test_failures_in_a_row(results: list[str | None], status: H, reasons: tuple[
     for failure in results:
         run_once(monitor, "store", failure)
     assert (monitor.status(), monitor.reasons()) == (status, reasons)
+
+
+def test_a_check_that_only_degrades() -> None:
+    """With fails_after=None no number of failures makes it unhealthy."""
+    monitor = HealthMonitor([check(fails_after=None)])
+    for _ in range(10):
+        run_once(monitor, "store", "full")
+    assert (monitor.status(), monitor.reasons()) == (H.DEGRADED, ("store: full",))
 
 
 def test_the_worst_counts_and_comes_first() -> None:
