@@ -7,7 +7,7 @@ nothing here waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from bus.commands import AgentLink
 from bus.endpoints import RunDir
@@ -39,7 +39,6 @@ from cdn_daemon.warden.orders import (
     Memory,
     Order,
     Scaling,
-    Standing,
     StartOne,
     Wait,
     next_move,
@@ -180,14 +179,13 @@ class Node:
         """Go on with every order under way; call it when states have changed, and every tick."""
         for order in list(self._orders.values()):
             if isinstance(order, Scaling):
-                self._scale(order, programs, now_s)
+                self._scale(order, now_s)
             else:
                 self._advance(order, programs, now_s)
 
-    def _scale(self, order: Scaling, programs: Mapping[str, Program], now_s: float) -> None:
+    def _scale(self, order: Scaling, now_s: float) -> None:
         while True:
-            there = _standings(self._steward.instances(order.names[0]), programs, now_s)
-            match next_scaling(order, there, now_s):
+            match next_scaling(order, self._steward.standings(order.names[0]), now_s):
                 case StartOne(name, next_order):
                     problem = self._act(name, Goal.UP, order.asked_by)
                     if problem:
@@ -238,11 +236,3 @@ def _is_replaced(body: RestartProcess | SignalProcess, program: Program) -> bool
     """Whether another process runs than the one that is meant."""
     now_pid = program.now.pid if program.now is not None else None
     return None not in (body.pid, now_pid) and body.pid != now_pid
-
-
-def _standings(instances: Iterable[str], programs: Mapping[str, Program], now_s: float) -> dict[str, Standing]:
-    there = {name: programs[name] for name in instances if name in programs}
-    return {
-        name: Standing(program.state, program.due_s is not None, program.row(now_s).reason)
-        for name, program in there.items()
-    }

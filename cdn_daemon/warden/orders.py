@@ -115,6 +115,8 @@ class Standing:
     will_start: bool
     """It is down, but about to be started by itself."""
     reason: str
+    disabled: bool = False
+    """It stays down, by an operator's word, and is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def next_scaling(order: Scaling, there: Mapping[str, Standing], now_s: float) ->
     waits_for = [f"{name} {each.state}: {each.reason}" for name, each in there.items() if name not in order.names]
     for name in order.names:
         one = there.get(name)
-        if one is not None and one.state is ProcessState.RUNNING:
+        if one is not None and (one.state is ProcessState.RUNNING or (one.disabled and one.state in _DOWN)):
             continue
         if one is not None and one.state in _DOWN and not one.will_start:
             if name not in order.started:

@@ -16,7 +16,7 @@ from bus.messages import ProcessState
 from cdn_daemon.warden import desired, policy, reach
 from cdn_daemon.warden.boundary import Boundary
 from cdn_daemon.warden.desired import Add, Desired, Disabled, Instance, Maintenance, Remove, Stop
-from cdn_daemon.warden.orders import Goal
+from cdn_daemon.warden.orders import Goal, Standing
 from cdn_daemon.warden.program import Program
 from cdn_daemon.warden.reach import Supervisord
 from cdn_daemon.warden.restarts import Restarts
@@ -198,9 +198,17 @@ class Steward:
         """Whether supervisord.conf has it started with supervisord."""
         return reach.starts_by_itself(self._table.processes[name])
 
-    def instances(self, program: str) -> list[str]:
-        """Those that there are of it, itself among them."""
-        return [program, *(name for name, of in self._made.items() if of == program and name in self._table.programs)]
+    def standings(self, program: str) -> dict[str, Standing]:
+        """How each instance of it is, itself among them."""
+        names = (program, *(name for name, of in self._made.items() if of == program))
+        now_s = time.monotonic()
+        return {
+            name: Standing(
+                one.state, self._table.is_on_its_way(name), one.row(now_s).reason, disabled=bool(one.disabled)
+            )
+            for name in names
+            if (one := self._table.programs.get(name)) is not None
+        }
 
     # -- our turn of the loop -----------------------------------------------------------------------------
 
