@@ -71,7 +71,7 @@ def order_routes(switchboard: Switchboard, token: OperatorToken) -> list[Route]:
         )
         answer = await asyncio.to_thread(switchboard.order, asked)
         if isinstance(answer, Refusal):
-            return _error(409, f"cannot {order.verb}: {answer.reason}", value=list(order.names)[:10])
+            return _error(409, answer.reason, value=list(order.names)[:10])
         return _json(202, OrderAnswer(id=answer.id, commands=answer.commands))
 
     async def outcome(request: Request) -> Response:
