@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 
-from bus.codec import MAX_FRAME_BYTES
+from bus.codec import MAX_REPLY_BYTES
 
 _GREETING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x00\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _GREETED = 12  # signature and version; the mechanism follows
@@ -81,9 +81,9 @@ class Dealer:
         """Flags and body; what has come of one stays for the next call if the time is over."""
         size_bytes = 8 if self._peek(1, deadline_s)[0] & _LONG else 1
         size = int.from_bytes(self._peek(1 + size_bytes, deadline_s)[1:], "big")
-        if size > MAX_FRAME_BYTES:
+        if size > MAX_REPLY_BYTES:
             self.close()
-            raise NotThere(f"what listens on {self._path} sends {size} bytes at once: the limit is {MAX_FRAME_BYTES}")
+            raise NotThere(f"what listens on {self._path} sends {size} bytes at once: the limit is {MAX_REPLY_BYTES}")
         whole = self._take(1 + size_bytes + size, deadline_s)
         return whole[0], whole[1 + size_bytes :]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from bus.codec import Decoder, encode
+from bus.codec import MAX_REPLY_BYTES, Decoder, encode
 from bus.dealer import Dealer
 from bus.messages import OperatorReply, OperatorRequest
 
@@ -25,7 +25,7 @@ class OperatorLink:
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._dealer = Dealer(endpoint.removeprefix("ipc://"))
-        self._decoder: Decoder[OperatorReply] = Decoder(OperatorReply)
+        self._decoder: Decoder[OperatorReply] = Decoder(OperatorReply, max_bytes=MAX_REPLY_BYTES)
 
     def request(self, request: OperatorRequest, *, timeout_s: float) -> None:
         """Send; AtlasSilent if there is nobody to send to within timeout_s. Connects again where ATLAS is a new one."""

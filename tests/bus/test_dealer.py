@@ -14,7 +14,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus.codec import MAX_FRAME_BYTES
+from bus.codec import MAX_REPLY_BYTES
 from bus.dealer import Dealer, NotThere
 from bus.messages import FleetRequest
 from bus.operators import AtlasSilent, OperatorLink
@@ -53,7 +53,7 @@ def saying(path: Path, content: bytes) -> Iterator[None]:
         path.unlink()
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000, MAX_FRAME_BYTES])
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000, MAX_REPLY_BYTES])
 def test_a_router_takes_it_for_one_of_its_own(run_path: Path, size: int) -> None:
     """Frames of every length go there and back."""
     context = zmq.Context()
@@ -104,7 +104,7 @@ def test_who_is_no_router_is_found_out(run_path: Path, content: bytes) -> None:
 
 def test_a_frame_over_the_limit_ends_the_connection(run_path: Path) -> None:
     """Its length is enough: nothing of that size is waited for."""
-    too_long = b"\x02" + (MAX_FRAME_BYTES + 1).to_bytes(8, "big")
+    too_long = b"\x02" + (MAX_REPLY_BYTES + 1).to_bytes(8, "big")
     with saying(run_path / "r.sock", GREETING + READY + too_long):
         dealer = Dealer(str(run_path / "r.sock"))
         dealer.connect(soon())
