@@ -6,7 +6,6 @@ always so is asked first, and nothing is made that is not kept.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from bus.broker import Broker, Frames
@@ -14,12 +13,13 @@ from bus.codec import Decoder, FrameError
 from bus.messages import DaemonStatus, Event, NodeStatus, Telemetry
 from bus.topics import topic_of
 from services.atlas.fleet import MAX_MEMBERS, Fleet, Happening, Refused
+from services.atlas.happened import Happened
 
 
 class Hearing:
     """Hears for the fleet; ``dropped`` is told cause, topic and error of what is not taken."""
 
-    def __init__(self, fleet: Fleet, events: deque[Event], dropped: Callable[[str, bytes, Exception], None]) -> None:
+    def __init__(self, fleet: Fleet, events: Happened, dropped: Callable[[str, bytes, Exception], None]) -> None:
         self._fleet = fleet
         self._events = events
         self._dropped = dropped

@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 from msgspec import structs
 
 from bus.endpoints import RunDir
-from bus.messages import CommandView, DaemonStatus, Event
+from bus.messages import CommandView, DaemonStatus, Event, LifecyclePhase
 from bus.postmortems import directory_of
 from cdn_daemon.limits import KiB, MiB
 from cdn_daemon.settings import SettingError
@@ -104,7 +104,8 @@ class History:
 
     def __init__(self, run_dir: RunDir, limit_bytes: int = LIMIT_BYTES) -> None:
         self._path = run_dir.state("atlas") / "history.db"
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
+        """Before ``start``."""
         self._directory = directory_of(run_dir)
         self.problem = ""
         """Why nothing is written now, in words; empty when it is."""
@@ -119,7 +120,8 @@ class History:
         self._waiting: dict[str, list[Row]] = {}
         self._batch = Batch()
         """What has been taken and is not written yet, but for the samples."""
-        self._heard: dict[str, tuple[int, int]] = {}
+        self._heard: dict[str, tuple[int, int, float]] = {}
+        """Incarnation and seq of the status of each instance that was taken last, and when."""
         self._ended_commands: set[str] = set()
         self._restored = False
         self._tick_number = 0
@@ -210,7 +212,7 @@ class History:
 
     def _open(self) -> None:
         try:
-            self._use(Store(self._path, self._limit_bytes))
+            self._use(Store(self._path, self.limit_bytes))
             self.problem = ""
         except Unusable as error:
             log.error("%s; it is kept in memory until that can be", error)
@@ -231,7 +233,7 @@ class History:
     def _reopen(self) -> None:
         """From memory to a file, if there can be one now."""
         try:
-            store = Store(self._path, self._limit_bytes)
+            store = Store(self._path, self.limit_bytes)
         except Unusable:
             self._retry_s = time.monotonic() + RETRY_S
             return
@@ -279,15 +281,18 @@ class History:
             if held is None and len(self._heard) >= INSTANCES_MOST:
                 self.counts["instances_dropped"] += 1
                 continue
-            heard = (status.incarnation, status.seq)
-            if heard == held or not 0 <= status.incarnation <= _INTEGER_MOST:
+            if held is not None and held[:2] == (status.incarnation, status.seq):
                 continue
-            turn = self._tick_number + (zlib.crc32(name.encode()) if every > 1 else 0)
+            if not 0 <= status.incarnation <= _INTEGER_MOST:
+                continue
+            turn = self._tick_number + zlib.crc32(name.encode())
             begins = held is None or held[0] != status.incarnation
-            if begins or turn % 60 == 0:
+            if begins and held is not None:
+                self._batch.last_heard.append((held[2], name, held[0]))
+            if begins or turn % FLUSH_S == 0 or status.phase is LifecyclePhase.STOPPED:
                 self._batch.lives.append(_life(status, now_s))
-            if begins or turn % every == 0:
-                self._heard[name] = heard
+            if begins or turn % every == 0 or status.phase is LifecyclePhase.STOPPED:
+                self._heard[name] = (status.incarnation, status.seq, now_s)
                 rows = self._waiting.setdefault(name, [])
                 rows.append(samples.row_of(status, now_s))
                 if len(rows) > ROWS_WAITING:
@@ -327,6 +332,7 @@ class History:
                 self.counts["events_dropped"] += 1
         del self._batch.events[:-EVENTS_WAITING]
         del self._batch.commands[:-EVENTS_WAITING]
+        del self._batch.last_heard[:-EVENTS_WAITING]
         self._batch.lives = list({(life.instance, life.incarnation): life for life in self._batch.lives}.values())
         batch, names = self._batch, list(names)
         batch.chunks = [(name, self._waiting[name]) for name in names]

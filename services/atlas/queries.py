@@ -168,12 +168,12 @@ class Queries:
         )
         return int(found.fetchone()[0])
 
-    def lives(self, instance: str, *, before: int | None = None, limit: int) -> list[Life]:
-        """Incarnations, the latest first."""
+    def lives(self, instance: str, *, before_s: float | None, limit: int) -> list[Life]:
+        """Incarnations, those heard last first; of those heard before that."""
         found = self._connection.execute(
             "SELECT instance, incarnation, host, pid, started_s, heard_s FROM incarnations "
-            "WHERE instance = ? AND incarnation < ? ORDER BY incarnation DESC LIMIT ?",
-            (instance, (1 << 62) if before is None else before, limit),
+            "WHERE instance = ? AND heard_s < ? ORDER BY heard_s DESC LIMIT ?",
+            (instance, 1e18 if before_s is None else before_s, limit),
         )
         return [Life(*row) for row in found]
 

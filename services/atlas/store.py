@@ -90,6 +90,8 @@ class Batch:
     commands: list[CommandView] = field(default_factory=list)
     ends: list[Filed] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
+    last_heard: list[tuple[float, str, int]] = field(default_factory=list)
+    """When an incarnation that has ended was heard last: Unix time, instance, incarnation."""
 
 
 def is_damage(error: BaseException) -> bool:
@@ -219,6 +221,10 @@ class Store:
             ((life.instance, life.incarnation, life.host, life.pid, life.started_s, life.heard_s)
              for life in batch.lives),
         )  # fmt: skip
+        self._connection.executemany(
+            "UPDATE incarnations SET heard_s = max(heard_s, ?) WHERE instance = ? AND incarnation = ?",
+            batch.last_heard,
+        )
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._connection)

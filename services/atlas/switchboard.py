@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import partial
 from threading import Event as ThreadEvent
 from threading import Lock, Thread
 
@@ -22,6 +23,7 @@ from bus.messages import (
     CommandsReply,
     CommandsRequest,
     CommandView,
+    DaemonStatus,
     Event,
     EventsReply,
     EventsRequest,
@@ -31,28 +33,34 @@ from bus.messages import (
     OperatorRequest,
     OrderAccepted,
     OrderRequest,
+    ProcessRow,
     Refusal,
     ServiceView,
+    WhyRequest,
 )
 from bus.topics import topic_of
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
 from services.atlas.fleet import Fleet, Happening
+from services.atlas.happened import Happened
 from services.atlas.hearing import Hearing
+from services.atlas.history import History
 from services.atlas.journal import Entry, Journal, boot_id
+from services.atlas.why import answer_why
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 REBIND_S = 0.5
 AWAY_S = 1.0
-EVENTS_KEPT = 2000
 SOURCES_NAMED = 1000
+COMMANDS_TOLD = 20
+"""With why a service ended."""
 
 
 class Switchboard:
     """Runs on a thread of its own from ``start`` to ``stop``; ``failure`` says why, if it ended by itself."""
 
-    def __init__(self, run_dir: RunDir) -> None:
+    def __init__(self, run_dir: RunDir, history: History | None = None) -> None:
         self._run_dir = run_dir
         self._incarnation = 0
         self._lock = Lock()
@@ -60,7 +68,8 @@ class Switchboard:
         self._journal = Journal(run_dir.state("atlas") / "commands.jsonl")
         self._coordinator = CDNCoordinator(self._fleet, new_id)
         """Another, with what the journal holds, once the bus is ours: before, the file may be another ATLAS's."""
-        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.history = history
+        self._events = Happened(history)
         self._event_seqs: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self._named: set[tuple[str, bytes]] = set()
@@ -97,7 +106,46 @@ class Switchboard:
     def events(self, limit: int) -> tuple[Event, ...]:
         """The newest events, oldest first."""
         with self._lock:
-            return tuple(self._events)[-limit:] if limit > 0 else ()
+            return self._events.newest(limit)
+
+    def restore(self, events: list[Event]) -> None:
+        """These had happened before this ATLAS began."""
+        with self._lock:
+            self._events.restore(events)
+
+    def statuses(self) -> list[DaemonStatus]:
+        """The last status of each instance."""
+        with self._lock:
+            return [member.status for member in self._fleet.members.values()]
+
+    def status(self, name: str) -> DaemonStatus | None:
+        """The last status of that instance; None if there was none."""
+        with self._lock:
+            member = self._fleet.members.get(name)
+            return None if member is None else member.status
+
+    def process(self, name: str) -> tuple[str, ProcessRow] | None:
+        """The host and row of that instance's process; None if no warden told of one."""
+        with self._lock:
+            place = self._fleet.rows().get(name)
+            return None if place is None else (place[0].status.host, place[1])
+
+    def view(self, name: str) -> ServiceView | None:
+        """One instance as it is now; None if it is unknown."""
+        with self._lock:
+            return self._fleet.view(name, time.monotonic())
+
+    def names(self) -> list[str]:
+        """Every instance known, in no order."""
+        with self._lock:
+            return self._names()
+
+    def answer(self, routing_id: bytes, reply: OperatorReply) -> None:
+        """Send a reply that took its time."""
+        with self._lock:
+            self._owed.append(ToOperator(routing_id, reply))
+            if self._broker is not None:
+                self._broker.wake()
 
     def notes(self) -> tuple[str, ...]:
         """What is wrong with the hosts themselves, in words."""
@@ -158,6 +206,8 @@ class Switchboard:
                 self._coordinator = CDNCoordinator(self._fleet, new_id, boot_id=boot_id(), book=book)
                 self._perform(broker, self._coordinator.resume(now_s))
                 self._broker = broker
+            if self.history is not None:
+                self.history.start(self)
             self._turn_until_stopped(broker)
             with self._lock:
                 self._broker = None
@@ -237,13 +287,28 @@ class Switchboard:
                 )
                 self._reply(broker, routing_id, reply)
             case EventsRequest():
-                events = tuple(self._events)[-request.limit :] if request.limit > 0 else ()
-                self._reply(broker, routing_id, EventsReply(id=request.id, events=events))
+                self._reply(broker, routing_id, EventsReply(id=request.id, events=self._events.newest(request.limit)))
+            case WhyRequest():
+                self._take_why(broker, request, routing_id, now_s)
             case CommandsRequest():
                 commands = self._coordinator.commands(request.limit, request.name)
                 self._reply(broker, routing_id, CommandsReply(id=request.id, commands=commands))
             case OrderRequest():
                 self._perform(broker, self._coordinator.order(request, routing_id, now_s, time.time()))
+
+    def _take_why(self, broker: Broker, request: WhyRequest, routing_id: bytes, now_s: float) -> None:
+        answer: OperatorReply | None = Refusal(id=request.id, reason="this ATLAS keeps no history")
+        if self.history is not None:
+            answer = answer_why(
+                request,
+                self.history,
+                self._fleet.view(request.name, now_s),
+                self._coordinator.commands(COMMANDS_TOLD, request.name),
+                self._names(),
+                partial(self.answer, routing_id),
+            )
+        if answer is not None:
+            self._reply(broker, routing_id, answer)
 
     def _reply(self, broker: Broker, routing_id: bytes, reply: OperatorReply) -> None:
         try:
@@ -262,6 +327,9 @@ class Switchboard:
                     self._reply(broker, action.routing_id, action.reply)
                 case Happening():
                     self._announce(broker, action)
+
+    def _names(self) -> list[str]:
+        return list(self._fleet.members.keys() | self._fleet.rows().keys())
 
     def _notes(self, now_s: float) -> tuple[str, ...]:
         notes = self._fleet.notes(now_s)
