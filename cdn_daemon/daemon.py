@@ -8,12 +8,14 @@ Whatever may block (checks, act, undo) runs elsewhere and is only collected here
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import select
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from threading import Event as ThreadEvent
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -33,8 +35,11 @@ from bus.messages import (
     OutcomeKind,
     ReportStatus,
     Restart,
+    Resume,
     ServiceMetrics,
     SetLimits,
+    SetLoopMode,
+    Shed,
     Shutdown,
 )
 from cdn_daemon.beside import Beside, Checks, LoopWork, brief
@@ -93,13 +98,17 @@ class CDNDaemon(ServiceDaemon):
         self.health_monitor = HealthMonitor(service.checks)
         self.lifecycle = LifecycleManager(drain_s=(drain_s or service.drain_s) + DRAIN_SLACK_S)
         self._address: str | None = None
-        self._posted: deque[LifecycleEvent] = deque()
+        self._posted: deque[LifecycleEvent | Future[Any]] = deque()
+        """What came from other threads; a Future is a directive's, which has ended."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._beside = Beside()
         self._checks = Checks(self.health_monitor, self._beside)
         self._loop_work = LoopWork(self.ooda, self._beside)
         self._asked: list[Command] = []
         """HealthChecks that wait for their results."""
+        self._directives: deque[Command] = deque()
+        """Shed and Resume, one after the other; the first is under way."""
+        self._shedding = False
         self._outcomes: OrderedDict[str, Outcome | Accepted] = OrderedDict()
         self._guard = Guard(limits or service.limits, self.health_monitor, time.monotonic(), shed=self._shed)
         self._why = ""
@@ -133,7 +142,10 @@ class CDNDaemon(ServiceDaemon):
 
     def post(self, event: LifecycleEvent) -> None:
         """Tell the daemon what happened; it acts on it at once."""
-        self._posted.append(event)
+        self._post(event)
+
+    def _post(self, what: LifecycleEvent | Future[Any]) -> None:
+        self._posted.append(what)
         os.eventfd_write(self._wake, 1)
 
     # -- ServiceDaemon ------------------------------------------------------------------------------
@@ -198,6 +210,18 @@ class CDNDaemon(ServiceDaemon):
                 return self._outcome(command, OutcomeKind.DONE, status=self.report())
             case SetLimits(limits=limits):
                 return self._set_limits(command, limits)
+            case SetLoopMode(mode=mode):
+                log.info("the loop is %s, by %s", mode, command.asked_by)
+                self.ooda.mode = mode
+                return self._outcome(command, OutcomeKind.DONE, status=self.report())
+            case Shed() if self._service.shed_function is None:
+                reason = f"{mine.service} cannot shed load: it has no function for it (@service.shed)"
+                return self._outcome(command, OutcomeKind.REJECTED, reason)
+            case Shed() | Resume():
+                self._directives.append(command)
+                if len(self._directives) == 1:
+                    self._direct()
+                return None
             case _:
                 return self._outcome(command, OutcomeKind.REJECTED, "that is for a warden, and this is a service")
 
@@ -217,6 +241,46 @@ class CDNDaemon(ServiceDaemon):
         log.info("limits set by %s: %s", command.asked_by, limits)
         self._guard.keeper.change(limits)
         return self._outcome(command, OutcomeKind.DONE)
+
+    def _direct(self) -> None:
+        """Begin with the next directive: the service's own function does it."""
+        service = self._service
+        sheds = isinstance(self._directives[0].body, Shed)
+        function = service.shed_function if sheds else service.resume_function
+        if function is None:  # nothing need be done to serve as before
+            ended: Future[Any] = Future()
+            ended.set_result(None)
+            self._post(ended)
+            return
+        arguments = ("load",) if sheds else ()
+        is_async = inspect.iscoroutinefunction(function)
+        self._beside.start(function, *arguments, is_async=is_async).add_done_callback(self._post)
+
+    def _directed(self, error: BaseException | None) -> None:
+        """The directive under way has ended: say so, and go on with the next."""
+        command = self._directives.popleft()
+        sheds = isinstance(command.body, Shed)
+        if error is not None:
+            log.error("the service's %s failed", "shed" if sheds else "resume", exc_info=error)
+            self._answer(self._outcome(command, OutcomeKind.FAILED, f"its function raised {brief(error)}"))
+        else:
+            log.info("%s, told by %s", "shedding load" if sheds else "serving as before", command.asked_by)
+            note = "" if self._shedding or sheds else "it was not shedding"
+            self._shedding = sheds
+            if sheds:
+                reason = f"shedding load, told by {command.asked_by}"
+                self.health_monitor.find("shed", HealthStatus.DEGRADED, reason)
+            else:
+                self.health_monitor.clear("shed")
+            self._answer(self._outcome(command, OutcomeKind.DONE, note, self.report()))
+        if self._directives:
+            self._direct()
+
+    def _answer(self, outcome: Outcome) -> None:
+        """Of a command that was accepted before."""
+        self._outcomes[outcome.id] = outcome
+        if self._link is not None:
+            self._link.send(outcome)
 
     def _outcome(
         self, command: Command, kind: OutcomeKind, reason: str = "", status: DaemonStatus | None = None
@@ -243,6 +307,7 @@ class CDNDaemon(ServiceDaemon):
             reasons=self._reasons(),
             ooda_phase=self.ooda.current_phase(),
             ooda_mode=self.ooda.mode,
+            shedding=self._shedding,
             address=self._address if self.lifecycle.phase is LifecyclePhase.SERVING else None,
             metrics=self.metrics(),
         )
@@ -295,7 +360,11 @@ class CDNDaemon(ServiceDaemon):
     def _take(self, now_s: float) -> None:
         """What came from other threads and from ATLAS."""
         while self._posted:
-            self._on(self._posted.popleft(), now_s)
+            posted = self._posted.popleft()
+            if isinstance(posted, LifecycleEvent):
+                self._on(posted, now_s)
+            elif not posted.cancelled():
+                self._directed(posted.exception())
             if self.ended.is_set():
                 return
         if not self._bus_stirred:  # every look at a socket costs, and nothing has come
@@ -405,10 +474,7 @@ class CDNDaemon(ServiceDaemon):
             status = self.report()
             asked, self._asked = self._asked, []
             for command in asked:
-                outcome = self._outcome(command, OutcomeKind.DONE, str(status.health), status)
-                self._outcomes[command.id] = outcome
-                assert self._link is not None
-                self._link.send(outcome)
+                self._answer(self._outcome(command, OutcomeKind.DONE, str(status.health), status))
 
     def _heed(self, demand: Demand | None, now_s: float) -> bool:
         """Do what the guard demands; True if the process is to be replaced, so that there is nothing else to do."""

@@ -22,6 +22,7 @@ WSGIApp = Callable[..., Any]
 CheckFunction = TypeVar("CheckFunction", bound=Callable[[], Any])
 
 ShedFunction = TypeVar("ShedFunction", bound=Callable[[str], Any])
+ResumeFunction = TypeVar("ResumeFunction", bound=Callable[[], Any])
 ReadyFunction = TypeVar("ReadyFunction", bound=Callable[[], Awaitable[str | None]])
 DrainFunction = TypeVar("DrainFunction", bound=Callable[[float], Awaitable[None]])
 
@@ -166,6 +167,7 @@ class Service:
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
         self.shed_function: Callable[[str], Any] | None = None
+        self.resume_function: Callable[[], Any] | None = None
         self.ready_function: Callable[[], Awaitable[str | None]] | None = None
         self.drain_function: Callable[[float], Awaitable[None]] | None = None
         self.identity: Identity | None = None
@@ -204,9 +206,18 @@ class Service:
     def shed(self, function: ShedFunction) -> ShedFunction:
         """Decorate what makes the service use less: called with ``"rss_bytes"`` or whatever is over its soft limit.
 
+        ATLAS or an operator may tell it to shed ``"load"`` too, until it is to resume.
         An async one runs on the service's loop, a plain one on a thread.
         """
         self.shed_function = function
+        return function
+
+    def resume(self, function: ResumeFunction) -> ResumeFunction:
+        """Decorate what makes the service serve as before it shed ``"load"``; optional, called without arguments.
+
+        An async one runs on the service's loop, a plain one on a thread.
+        """
+        self.resume_function = function
         return function
 
     def ready(self, function: ReadyFunction) -> ReadyFunction:

@@ -22,10 +22,14 @@ from bus.messages import (
     HealthStatus,
     Hello,
     NodeCommand,
+    OodaMode,
     Outcome,
     OutcomeKind,
     ReportStatus,
     Restart,
+    Resume,
+    SetLoopMode,
+    Shed,
     Shutdown,
     StartProcess,
 )
@@ -128,6 +132,64 @@ def test_health_check(tiny: ServiceProcess, commander: Commander, run_path: Path
     outcome = commander.hear(Outcome, id="c2")
     assert outcome.status.health in (HealthStatus.DEGRADED, HealthStatus.UNHEALTHY)
     assert "there is a file called ill" in outcome.status.reasons[0]
+
+
+def test_shed_and_resume(tiny: ServiceProcess, commander: Commander, run_path: Path) -> None:
+    """Its functions are called, in order; done carries the status after them, degraded while it sheds."""
+    commander.send(Shed())
+    commander.send(Resume(), "c2")
+    commander.hear(Accepted, id="c1")
+    outcome = commander.hear(Outcome, id="c1")
+    assert (outcome.kind, outcome.status.shedding) == (OutcomeKind.DONE, True)
+    assert outcome.status.health is HealthStatus.DEGRADED
+    assert "shedding load, told by test" in outcome.status.reasons
+    outcome = commander.hear(Outcome, id="c2")
+    assert (outcome.kind, outcome.reason, outcome.status.shedding) == (OutcomeKind.DONE, "", False)
+    assert "shedding load, told by test" not in outcome.status.reasons
+    assert (run_path / "shed").read_text().split() == ["load", "resumed"]
+    commander.send(Resume(), "c3")
+    assert commander.hear(Outcome, id="c3").reason == "it was not shedding"
+
+
+def test_a_directive_that_fails_says_so(tiny: ServiceProcess, commander: Commander, run_path: Path) -> None:
+    """It is not shedding then; and as it was, if it cannot resume."""
+    (run_path / "cannot").touch()
+    commander.send(Shed())
+    outcome = commander.hear(Outcome, id="c1")
+    assert (outcome.kind, outcome.reason) == (
+        OutcomeKind.FAILED,
+        "its function raised RuntimeError: nothing to shed",
+    )
+    (run_path / "cannot").unlink()
+    commander.send(Shed(), "c2")
+    assert commander.hear(Outcome, id="c2").status.shedding
+    (run_path / "cannot").touch()
+    commander.send(Resume(), "c3")
+    assert commander.hear(Outcome, id="c3").kind is OutcomeKind.FAILED
+    commander.send(ReportStatus(), "c4")
+    assert commander.hear(Outcome, id="c4").status.shedding
+
+
+def test_who_cannot_shed_refuses(run_dir: RunDir) -> None:
+    """A service without a function for it."""
+    with (
+        ServiceProcess(run_dir.path, "-m", "tests.cdn_daemon.plain_tiny") as process,
+        Commander(run_dir) as commander,
+    ):
+        process.url()
+        commander.hear(Hello)
+        commander.send(Shed())
+        outcome = commander.hear(Outcome, id="c1")
+        assert outcome.kind is OutcomeKind.REJECTED
+        assert outcome.reason == "tiny cannot shed load: it has no function for it (@service.shed)"
+
+
+def test_loop_mode(tiny: ServiceProcess, commander: Commander) -> None:
+    """Set at once, and told in the status."""
+    for mode in (OodaMode.SHADOW, OodaMode.OFF, OodaMode.ON):
+        commander.send(SetLoopMode(mode=mode), f"to {mode}")
+        outcome = commander.hear(Outcome, id=f"to {mode}")
+        assert (outcome.kind, outcome.status.ooda_mode) == (OutcomeKind.DONE, mode)
 
 
 def test_what_is_not_for_a_service(tiny: ServiceProcess, commander: Commander) -> None:

@@ -157,6 +157,14 @@ def less(dimension: str) -> None:
     """Writes down what it was asked to use less of."""
     with open(os.path.join(os.environ["CDN_RUN_DIR"], "shed"), "a") as file:
         print(dimension, file=file)
+    if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "cannot")):
+        raise RuntimeError("nothing to shed")
+
+
+@service.resume
+async def more() -> None:
+    """Writes down that it serves as before."""
+    less("resumed")
 
 
 if __name__ == "__main__":
