@@ -15,7 +15,7 @@ from threading import Event as ThreadEvent
 from threading import Lock, Thread
 
 from bus.broker import Broker
-from bus.codec import Decoder, FrameError, encode
+from bus.codec import MAX_REPLY_BYTES, Decoder, FrameError, encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import (
@@ -229,6 +229,7 @@ class Switchboard:
                     self._back_after(broker, now_s - ticked_s)
                 while self._owed:
                     self._perform(broker, [self._owed.popleft()])
+                self.counts["telemetry"] += len(arrivals.telemetry)
                 self._perform(broker, self._hearing.hear(broker, arrivals.telemetry, now_s))
                 for routing_id, frame in arrivals.agents:
                     self._take_agent(broker, routing_id, frame, now_s)
@@ -312,7 +313,7 @@ class Switchboard:
 
     def _reply(self, broker: Broker, routing_id: bytes, reply: OperatorReply) -> None:
         try:
-            broker.to_operator(routing_id, encode(reply))
+            broker.to_operator(routing_id, encode(reply, max_bytes=MAX_REPLY_BYTES))
         except FrameError as error:
             broker.to_operator(routing_id, encode(Refusal(id=reply.id, reason=f"cannot answer: {error}")))
 
