@@ -30,6 +30,8 @@ _PER_TURN = 2000  # frames taken from one socket before the others get their tur
 _REPLAYED_AT_ONCE = 2000
 _NOW = int(zmq.DONTWAIT)
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_GATHER_S = 0.005
+"""What comes so soon after the last is left to gather, as waking costs more than a status; people never wait for it."""
 _TELEMETRY_QUEUE = 1000  # for each publisher: as many as it keeps itself
 _BACKLOG = 4096  # a whole fleet may connect at once; the kernel's own limit is net.core.somaxconn
 _TOPICS_KEPT = 50_000
@@ -77,6 +79,10 @@ class Broker:
             self._poller.register(socket, zmq.POLLIN)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._urgent = zmq.Poller()
+        for waited_for in (self._operators, self._wake_fd):
+            self._urgent.register(waited_for, zmq.POLLIN)
+        self._taken_s = 0.0
         self._last: dict[bytes, bytes] = {}
         self._wanted: set[bytes] = set()
         self._owed: dict[bytes, None] = {}
@@ -106,6 +112,9 @@ class Broker:
     def turn(self, timeout_s: float) -> Arrivals:
         """Wait up to timeout_s for anything, then take what is there."""
         arrivals = Arrivals()
+        gather_s = min(self._taken_s + _GATHER_S - time.monotonic(), timeout_s)
+        if gather_s > 0 and not self._urgent.poll(gather_s * 1000):
+            timeout_s -= gather_s
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
@@ -115,6 +124,8 @@ class Broker:
             self._drain_telemetry(arrivals.telemetry)
         if self._agents in ready:
             self._drain(self._agents, arrivals.agents)
+        if arrivals.telemetry or arrivals.agents:
+            self._taken_s = time.monotonic()
         if self._operators in ready:
             self._drain(self._operators, arrivals.operators)
         return arrivals

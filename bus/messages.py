@@ -3,7 +3,8 @@
 These are also the domain types; there is no second set. On the wire each is a
 msgpack map, tagged by the key ``type``, so that outsiders can read it. Fields
 are only ever added, with defaults. A receiver ignores unknown fields of a
-status and refuses unknown fields of a command.
+status and refuses unknown fields of a command. Those that come a hundred thousand
+times a second are not tracked by the garbage collector: nothing in them leads back.
 
 Units stand in the names: ``_s`` seconds, ``_bytes`` bytes, ``cpu_cores`` cores
 (1.0 is one core busy). An unknown quantity is None, never a guess.
@@ -119,7 +120,7 @@ class Verb(StrEnum):
 # -- telemetry: published, topics in bus/topics.py ---------------------------------------------------
 
 
-class Vitals(Struct, frozen=True, kw_only=True):
+class Vitals(Struct, frozen=True, kw_only=True, gc=False):
     """A process as the operating system sees it, sampled once a second."""
 
     rss_bytes: int | None = None
@@ -135,7 +136,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     """99th percentile of how long a tick's work took, over the last minute."""
 
 
-class ServiceMetrics(Struct, frozen=True, kw_only=True):
+class ServiceMetrics(Struct, frozen=True, kw_only=True, gc=False):
     """What a service measures: the framework's vitals, and numbers of its own by name."""
 
     vitals: Vitals = field(default_factory=Vitals)
@@ -147,7 +148,7 @@ class ServiceMetrics(Struct, frozen=True, kw_only=True):
     """The service's own metrics, named as Prometheus would (``rows_written_total``)."""
 
 
-class DaemonStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="daemon_status"):
+class DaemonStatus(Struct, frozen=True, kw_only=True, gc=False, tag_field="type", tag="daemon_status"):
     """What a service's daemon says of it: on every change, and at least once a second."""
 
     service: UncheckedName
