@@ -113,7 +113,7 @@ class Broker:
         """Wait up to timeout_s for anything, then take what is there."""
         arrivals = Arrivals()
         gather_s = min(self._taken_s + _GATHER_S - time.monotonic(), timeout_s)
-        if gather_s > 0 and not self._urgent.poll(gather_s * 1000):
+        if gather_s > 0 and not self._urgent.poll(int(gather_s * 1000)):
             timeout_s -= gather_s
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         if self._wake_fd in ready:
