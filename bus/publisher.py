@@ -13,6 +13,8 @@ from bus.context import share, unshare
 from bus.messages import Telemetry
 from bus.topics import topic_of
 
+_MORE = zmq.SNDMORE | zmq.DONTWAIT
+
 
 class Publisher:
     """Connects to the telemetry endpoint; what cannot be sent is dropped, as the next status is fresher."""
@@ -27,7 +29,9 @@ class Publisher:
 
     def publish(self, message: Telemetry) -> None:
         """Send one message under its topic; PUB never blocks."""
-        self._socket.send_multipart([topic_of(message).encode(), encode(message)], zmq.DONTWAIT)
+        frame = encode(message)
+        self._socket.send(topic_of(message).encode(), _MORE)
+        self._socket.send(frame, zmq.DONTWAIT)
 
     def fileno(self) -> int:
         """For select and poll: readable when somebody *may* have subscribed; edge-triggered."""

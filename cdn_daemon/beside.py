@@ -58,16 +58,13 @@ class Checks:
         self._monitor = monitor
         self._beside = beside
         self._running: dict[str, Future[Any]] = {}
-        self._next_s = -math.inf
-
-    def is_due(self, now_s: float) -> bool:
-        """Whether ``run`` would do anything now."""
-        return bool(self._running) or now_s >= self._next_s
+        self.next_s = -math.inf
+        """Before it ``run`` would do nothing."""
 
     def all_now(self) -> None:
         """Make every check due."""
         self._monitor.all_due()
-        self._next_s = -math.inf
+        self.next_s = -math.inf
 
     def run(self, now_s: float, *, start: bool) -> None:
         """Collect what has ended, fail what takes too long, and start what is due, if asked to."""
@@ -79,7 +76,7 @@ class Checks:
             for check in self._monitor.due(now_s):
                 self._start(check, now_s)
         self._monitor.tick(now_s)
-        self._next_s = self._monitor.next_s()
+        self.next_s = -math.inf if self._running else self._monitor.next_s()
 
     def _start(self, check: Check, now_s: float) -> None:
         self._monitor.started(check.name, now_s)
@@ -93,13 +90,15 @@ class LoopWork:
         self._loop = loop
         self._beside = beside
         self._working: Future[Any] | None = None
-
-    def is_due(self, now_s: float) -> bool:
-        """Whether ``step`` would do anything now."""
-        return self._working is not None or self._loop.is_due(now_s)
+        self.next_s = -math.inf
+        """Before it ``step`` would do nothing."""
 
     def step(self, now_s: float, *, go_on: bool) -> None:
         """Collect the work that has ended, and take one step if asked to; raises what the loop's hooks raise."""
+        self._step(now_s, go_on=go_on)
+        self.next_s = -math.inf if self._working is not None else self._loop.next_s()
+
+    def _step(self, now_s: float, *, go_on: bool) -> None:
         if self._working is not None:
             if not self._working.done():
                 return

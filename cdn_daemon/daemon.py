@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import os
 import select
 import time
@@ -44,7 +45,7 @@ from bus.messages import (
 )
 from cdn_daemon.beside import Beside, Checks, LoopWork, brief
 from cdn_daemon.claim import is_alive
-from cdn_daemon.guard import Demand, Guard, beyond_machine
+from cdn_daemon.guard import TURNS, Demand, Guard, beyond_machine
 from cdn_daemon.health import HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
 from cdn_daemon.limits import LimitError, check_limits
@@ -61,11 +62,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-TURNS = 10
-_MEASURE, _GREET, _REPORT = 2, 6, 8
-"""What is done once a second, each in a tick of its own, and not in those in which the guard reads."""
+_REPORT = 9
+"""The turn in which it is said how things are, and nothing is read."""
 AWAY_S = 1.0
 """A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
+_EVENTS = 4
+"""More than the descriptors that it waits for; by default epoll makes room for a thousand."""
 OUTCOMES_KEPT = 1000
 DRAIN_SLACK_S = 2.0
 """What the server gets beyond drain_s to close what it has cancelled."""
@@ -115,12 +117,14 @@ class CDNDaemon(ServiceDaemon):
         """Why it is to end, in words."""
         self._values: dict[str, float] = {}
         self._seq = 0
-        self._published_key: tuple[object, ...] = ()
-        self._turn = 0
+        self._said_version, self._said_mode = 0, self.ooda.mode
+        self._turn = 4
+        """Half a second before the first report: what it says has been read by then, and ATLAS reached."""
         self._greets = False
         self._bus_stirred = True
         """Whether something may have come: a descriptor said so, or a send has swallowed its edge."""
-        self._fed_s = 0.0
+        self._feed_s = math.inf
+        """When to: not while it starts, as who has fed it is judged by its silence, and imports hold the GIL."""
         self._publisher: Publisher | None = None
         self._link: AgentLink | None = None
         self._thread = Thread(target=self._guarded, name="cdn-daemon", daemon=True)
@@ -180,7 +184,7 @@ class CDNDaemon(ServiceDaemon):
         status = self.status()
         if self._publisher is not None:
             self._publisher.publish(status)
-        self._published_key = self._key()
+        self._said_version, self._said_mode = self.health_monitor.version, self.ooda.mode
         return status
 
     def handle_command(self, command: Command) -> Outcome | None:
@@ -337,24 +341,27 @@ class CDNDaemon(ServiceDaemon):
 
         self._publisher = Publisher(self._run_dir.telemetry)
         self._link = AgentLink(self._run_dir.agents)
-        poll = select.poll()
+        poll = select.epoll()  # which, other than poll(2), need not be told each time
         for fd in (self._wake, self._publisher.fileno(), self._link.fileno()):
-            poll.register(fd, select.POLLIN)
+            poll.register(fd, select.EPOLLIN)
         due_s = time.monotonic()
-        while not self.ended.is_set():
-            for fd, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000):
+        while self._publisher is not None:  # until the end
+            for fd, _ in poll.poll(max(0.0, due_s - time.monotonic()), _EVENTS):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
                 else:
                     self._bus_stirred = True
             now_s = time.monotonic()
-            self._take(now_s)
-            if now_s < due_s or self.ended.is_set():
+            if self._posted or self._bus_stirred:  # every look at a socket costs
+                self._take(now_s)
+            if now_s < due_s or self._publisher is None:
                 continue
             self._tick(now_s, late_s=now_s - due_s)
-            self._guard.ticks.add(now_s - due_s, time.monotonic() - now_s)
-            # Ticks keep their places on the clock; those that were missed are not made up for.
-            due_s += TICK_S * (1 + max(0, int((time.monotonic() - due_s) / TICK_S)))
+            end_s = time.monotonic()
+            self._guard.ticks.add((now_s - due_s, end_s - now_s))
+            due_s += TICK_S
+            if due_s <= end_s:  # ticks keep their places on the clock; those that were missed are not made up for
+                due_s += TICK_S * (1 + int((end_s - due_s) / TICK_S))
         self._exit_if_the_host_hangs()
 
     def _take(self, now_s: float) -> None:
@@ -367,7 +374,7 @@ class CDNDaemon(ServiceDaemon):
                 self._directed(posted.exception())
             if self.ended.is_set():
                 return
-        if not self._bus_stirred:  # every look at a socket costs, and nothing has come
+        if not self._bus_stirred:
             return
         self._bus_stirred = False
         assert self._publisher is not None
@@ -395,7 +402,7 @@ class CDNDaemon(ServiceDaemon):
             self._do(instruction)
 
     def _phase_changed(self) -> None:
-        phase = self.lifecycle.phase
+        phase, self._feed_s = self.lifecycle.phase, 0.0
         log.info("%s%s", phase, f": {self._why}" if self._why else "")
         if phase is LifecyclePhase.SERVING:
             self._notifier.send(READY=1, STATUS="serving", MAINPID=self._identity.pid)
@@ -425,35 +432,43 @@ class CDNDaemon(ServiceDaemon):
         if late_s > AWAY_S:
             self._back_after(late_s, now_s)
         # Nothing is called here that has nothing to do: at ten ticks a second a call in vain costs more than its work.
-        if self._loop_work.is_due(now_s):
+        turn = self._turn = (self._turn + 1) % TURNS
+        if now_s >= self._loop_work.next_s:
             self._step_ooda(now_s)
-        if self._checks.is_due(now_s):
+        if now_s >= self._checks.next_s:
             self._check_health(now_s)
-        if self._heed(self._guard.tick(now_s), now_s):
+        demand = self._guard.tick(now_s, turn)
+        if demand is not None and self._heed(demand, now_s):
             return
-        instruction = self.lifecycle.tick(now_s)
-        if instruction is not None:
-            log.warning("the drain's deadline is over: ending with %d in flight", self._traffic.in_flight)
-            self._phase_changed()
-            self._do(instruction)
+        if self.lifecycle.drain_until_s is not None and self._ends_the_drain(now_s):
             return
-        self._turn = (self._turn + 1) % TURNS
-        if self._turn == _MEASURE:
+        if turn == _REPORT:
             self._measure()
-        elif self._turn == _GREET:
+            self.report()
             self._greets = not self._greets  # every other second will do
             if self._greets:
                 self._greet()
                 self._bus_stirred = True
-        elif self._turn == _REPORT or self._published_key != self._key():
+        elif self.health_monitor.version != self._said_version or self.ooda.mode is not self._said_mode:
             self.report()
-        self._feed_watchdog(now_s)
+        if now_s >= self._feed_s:
+            self._feed_watchdog(now_s)
 
     def _back_after(self, late_s: float, now_s: float) -> None:
         log.warning("was away for %.1f s; whatever was waited for gets its time again", late_s)
         self.health_monitor.restart_windows(now_s)
         self.lifecycle.restart_windows(late_s)
         self._guard.restart_windows(late_s, now_s)
+
+    def _ends_the_drain(self, now_s: float) -> bool:
+        """Whether the drain's time is over, and with it the process."""
+        instruction = self.lifecycle.tick(now_s)
+        if instruction is None:
+            return False
+        log.warning("the drain's deadline is over: ending with %d in flight", self._traffic.in_flight)
+        self._phase_changed()
+        self._do(instruction)
+        return True
 
     def _step_ooda(self, now_s: float) -> None:
         try:
@@ -476,7 +491,7 @@ class CDNDaemon(ServiceDaemon):
             for command in asked:
                 self._answer(self._outcome(command, OutcomeKind.DONE, str(status.health), status))
 
-    def _heed(self, demand: Demand | None, now_s: float) -> bool:
+    def _heed(self, demand: Demand, now_s: float) -> bool:
         """Do what the guard demands; True if the process is to be replaced, so that there is nothing else to do."""
         if demand is Demand.REPLACE:
             if self._why != self._guard.reason:
@@ -516,14 +531,11 @@ class CDNDaemon(ServiceDaemon):
             Hello(target=mine.instance, role="daemon", host=mine.host, incarnation=mine.incarnation, pid=mine.pid)
         )
 
-    def _key(self) -> tuple[object, ...]:
-        """What is published at once when it changes."""
-        return (self.lifecycle.phase, self.health_monitor.version, self.ooda.mode)
-
     def _feed_watchdog(self, now_s: float) -> None:
-        if self.lifecycle.phase is LifecyclePhase.STARTING:
-            return  # whoever has fed it once is judged by its silence, and a start may be silent: imports hold the GIL
+        """Say that this process lives, and again before its silence would be noticed."""
         watchdog_s = self._notifier.watchdog_s
-        if watchdog_s is not None and now_s - self._fed_s >= min(watchdog_s / 3, 1.0) - TICK_S / 2:
-            self._fed_s = now_s
-            self._notifier.send(WATCHDOG=1)
+        if watchdog_s is None:
+            self._feed_s = math.inf
+            return
+        self._feed_s = now_s + min(watchdog_s / 3, 1.0) - TICK_S / 2
+        self._notifier.send(WATCHDOG=1)

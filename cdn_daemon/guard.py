@@ -1,13 +1,15 @@
 """Watches its own process: the limits, the pulse of the service's loop, and the vitals.
 
-What may run away within a second, memory and the pulse, is read in turns, each
-five times a second; the rest once a second, one thing a tick, so that no tick is
-long even beside a busy main thread. What follows is a demand: drain and restart,
-or replace at once.
+What may run away within a second is looked at more often: memory, if it is limited,
+five times a second, and a pulse at every tick for as long as it is unanswered. The
+rest is read once a second, and no two things that let go of the interpreter lock in
+one tick, so that none is long even beside a busy main thread. What follows is a
+demand: drain and restart, or replace at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum
 
@@ -21,7 +23,10 @@ from cdn_daemon.works import WORKS
 
 TURNS = 10
 """Ticks in which everything has been read once."""
-PULSE_S = 0.5
+_PULSES = (1, 6)
+"""Turns in which the service's loop is asked to answer."""
+TREND_SAID_S = 5.0
+"""How often it is looked whether something approaches its limit, while there is nothing else to be said."""
 STUCK_FACTOR = 4.0
 """A loop that lags so many times its soft limit is unhealthy, not only degraded."""
 
@@ -64,44 +69,65 @@ class Guard:
         self._sampler = VitalsSampler(now_s)
         self.vitals = self._sampler.vitals(loop_lag_s=None, ticks=self.ticks)
         """As last put together, once a second."""
-        self._turn = 0
-        self._pulsed_s = now_s - PULSE_S
+        memory = self._look_at_memory
+        self._looks: list[Callable[[float], Demand | None] | None] = [None] * TURNS
+        self._looks[0::2] = [memory, memory, memory, memory, self._put_together]
+        self._looks[1], self._looks[5] = self._look_at_cpu_and_threads, self._look_at_fds_and_children
+        self._calm_below = -math.inf
+        """Of memory: what is read between two of once a second need not be followed."""
+        self._says = False
+        self._say_s = -math.inf
         self._replace = False
         for problem in beyond_machine(limits):
             health.find("limits", HealthStatus.DEGRADED, problem)
 
-    def tick(self, now_s: float) -> Demand | None:
-        """Look, and say what has to be done; REPLACE is said again at every tick."""
-        turn = self._turn = (self._turn + 1) % TURNS
-        if turn % 2:
-            demand = self._follow(now_s, "loop_lag_s", self._loop_lag_s(now_s)) or self._read_one(turn, now_s)
-        else:
-            demand = self._follow(now_s, "rss_bytes", self._sampler.rss_bytes())
-        if turn == 0:
-            lag_s = self.pulse.lag_s(now_s) if self.pulse is not None else None
-            self.vitals = self._sampler.vitals(loop_lag_s=lag_s, ticks=self.ticks)
-            self._say(now_s)
-            self._find_overdue(now_s)
+    def tick(self, now_s: float, turn: int) -> Demand | None:
+        """Look, and say what has to be done; REPLACE is said again at every tick. Turns go from 0 to TURNS - 1."""
+        demand, pulse, look = None, self.pulse, self._looks[turn]
+        if pulse is not None and (turn in _PULSES or pulse.sent_s is not None):
+            demand = self._look_at_loop(pulse, now_s, turn)
+        if look is not None:
+            demand = look(now_s) or demand
         return Demand.REPLACE if self._replace else demand
 
-    def _read_one(self, turn: int, now_s: float) -> Demand | None:
-        """What this turn is to read besides."""
+    def _look_at_loop(self, pulse: Pulse, now_s: float, turn: int) -> Demand | None:
+        if turn in _PULSES:
+            pulse.send(now_s)
+        if now_s < LONG_CALLS.until_s():
+            pulse.restart_window(now_s)
+        return self._follow(now_s, "loop_lag_s", pulse.lag_s(now_s))
+
+    def _look_at_memory(self, now_s: float) -> Demand | None:
+        """Whether it runs away; its trend is followed once a second."""
+        if self._calm_below == math.inf:
+            return None
+        value = self._sampler.read_memory()
+        return self._follow(now_s, "rss_bytes", value) if value is None or value > self._calm_below else None
+
+    def _look_at_cpu_and_threads(self, now_s: float) -> Demand | None:
         sampler = self._sampler
-        match turn:
-            case 1:
-                sampler.read_cpu(now_s)
-                return self._follow(now_s, "cpu_cores", sampler.cpu_cores)
-            case 3:
-                sampler.read_threads()
-                return self._follow(now_s, "threads", sampler.threads)
-            case 5:
-                sampler.read_fds()
-                return self._follow(now_s, "fds", sampler.fds)
-            case 7:
-                sampler.read_children()
-                return self._follow(now_s, "children", sampler.children)
-            case _:
-                return None
+        sampler.read_cpu(now_s)
+        sampler.read_threads()
+        demand = self._follow(now_s, "cpu_cores", sampler.cpu_cores)
+        return self._follow(now_s, "threads", sampler.threads) or demand
+
+    def _look_at_fds_and_children(self, now_s: float) -> Demand | None:
+        sampler = self._sampler
+        sampler.read_fds()
+        sampler.read_children()
+        demand = self._follow(now_s, "fds", sampler.fds)
+        return self._follow(now_s, "children", sampler.children) or demand
+
+    def _put_together(self, now_s: float) -> Demand | None:
+        """Once a second: memory whatever it is, the vitals, and what is to be said."""
+        demand = self._follow(now_s, "rss_bytes", self._sampler.read_memory())
+        self._calm_below = self.keeper.calm_below("rss_bytes")
+        lag_s = self.pulse.lag_s(now_s) if self.pulse is not None else None
+        self.vitals = self._sampler.vitals(loop_lag_s=lag_s, ticks=self.ticks)
+        if self._says or now_s >= self._say_s:
+            self._say(now_s)
+        self._find_overdue(now_s)
+        return demand
 
     def _find_overdue(self, now_s: float) -> None:
         late = WORKS.overdue(now_s)
@@ -109,21 +135,11 @@ class Guard:
             self.reason = f"deadlock: {late.name} on thread {late.thread} is past its deadline of {late.deadline_s:g} s"
             self._replace = True
 
-    def _loop_lag_s(self, now_s: float) -> float | None:
-        pulse = self.pulse
-        if pulse is None:
-            return None
-        if now_s - self._pulsed_s >= PULSE_S:
-            self._pulsed_s = now_s
-            pulse.send(now_s)
-        if now_s < LONG_CALLS.until_s():
-            pulse.restart_window(now_s)
-        return pulse.lag_s(now_s)
-
     def _follow(self, now_s: float, dimension: str, value: float | None) -> Demand | None:
         step = self.keeper.look(now_s, dimension, value)
         if step is None:
             return None
+        self._calm_below = -math.inf
         demand = None
         match step.rung:
             case Rung.SOFT:
@@ -139,7 +155,9 @@ class Guard:
 
     def _say(self, now_s: float) -> None:
         """Put down for each limited quantity what there is to be said of it."""
+        self._say_s = now_s + TREND_SAID_S
         found = self.keeper.findings(now_s)
+        self._says = bool(found)
         for name in bands(self.keeper.limits):
             if name in found:
                 self._health.find(f"limit {name}", self._severity(name), found[name])

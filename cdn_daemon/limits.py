@@ -50,6 +50,9 @@ class Rung(Enum):
     BEYOND = auto()
 
 
+_FINE = Rung.FINE  # in Python 3.11 a member of an enum costs as much as ten attributes
+
+
 @dataclass(frozen=True)
 class Step:
     """A quantity went to another rung."""
@@ -138,6 +141,13 @@ class LimitKeeper:
         gauge = self._gauges.get(dimension)
         return gauge.look(now_s, value) if gauge is not None and value is not None else None
 
+    def calm_below(self, dimension: str) -> float:
+        """Readings up to here would change nothing now, but for the trend; infinite without a limit."""
+        gauge = self._gauges.get(dimension)
+        if gauge is None:
+            return math.inf
+        return gauge.band.soft if gauge.is_calm else -math.inf
+
     def findings(self, now_s: float) -> dict[str, str]:
         """What is to be said of each quantity that is above its soft limit or soon will be above its hard one."""
         found = {name: gauge.finding(now_s) for name, gauge in self._gauges.items()}
@@ -165,9 +175,15 @@ class _Gauge:
         self._heading = Rung.FINE
         self._trend: deque[tuple[float, float]] = deque()
 
+    @property
+    def is_calm(self) -> bool:
+        return self.rung is _FINE and self.since_s is None
+
     def look(self, now_s: float, value: float) -> Step | None:
         self.value = value
         self._remember(now_s, value)
+        if value <= self.band.soft and self.is_calm:
+            return None
         heading = self._heads_for(value)
         if heading is self.rung:
             self.since_s, self._heading = None, heading
@@ -207,7 +223,7 @@ class _Gauge:
 
     def finding(self, now_s: float) -> str:
         """For people; empty when there is nothing to say."""
-        parts = [self._text()] if self.rung is not Rung.FINE else []
+        parts = [self._text()] if self.rung is not _FINE else []
         left_s = self.left_s()
         if left_s is not None and left_s < TREND_WARNS_S:
             when = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
@@ -225,14 +241,15 @@ class _Gauge:
 
     def left_s(self) -> float | None:
         """Time to the hard limit at the pace of the last minute (least squares); None if it is not approached."""
-        hard = self.band.hard
-        if hard is None or self.rung in (Rung.HARD, Rung.BEYOND) or len(self._trend) < 3:
+        hard, trend = self.band.hard, self._trend
+        # As nearly always it is not, that is found out first.
+        if hard is None or len(trend) < 3 or trend[-1][1] <= trend[0][1] or self.rung in (Rung.HARD, Rung.BEYOND):
             return None
-        begin_s = self._trend[0][0]
-        if self._trend[-1][0] - begin_s < TREND_LEAST_S:
+        begin_s = trend[0][0]
+        if trend[-1][0] - begin_s < TREND_LEAST_S:
             return None
-        times = [at_s - begin_s for at_s, _ in self._trend]
-        values = [value for _, value in self._trend]
+        times = [at_s - begin_s for at_s, _ in trend]
+        values = [value for _, value in trend]
         mean_t, mean_v = math.fsum(times) / len(times), math.fsum(values) / len(values)
         spread = math.fsum((t - mean_t) ** 2 for t in times)
         slope = math.fsum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True)) / spread

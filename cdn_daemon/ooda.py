@@ -12,6 +12,7 @@ the daemon runs on a thread of its own before it reports back with ``finished``.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -147,11 +148,13 @@ class OodaLoop(Generic[Observation, Picture, Decision]):
         """The phase that the loop is in; ACT for as long as an action is under way."""
         return self._phase
 
-    def is_due(self, now_s: float) -> bool:
-        """Whether ``step`` would do anything now."""
+    def next_s(self) -> float:
+        """Before it ``step`` would do nothing."""
         if self._phase is not OodaPhase.OBSERVE:
-            return True
-        return self._observes and (self._next_s is None or now_s >= self._next_s)
+            return -math.inf
+        if not self._observes:
+            return math.inf
+        return -math.inf if self._next_s is None else self._next_s
 
     def step(self, now_s: float) -> Work | None:
         """Go through one phase; return what is to be done, if anything is."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import psutil
 
 _WINDOW_TICKS = 600
+_RANKED_EVERY = 10
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _CPU_WINDOW_S = 0.5
 _LISTING_EVERY = 10
@@ -35,22 +36,22 @@ class TickTimes:
     """How late ticks began and how long they took, over the last minute of them."""
 
     def __init__(self) -> None:
-        self._late_s: deque[float] = deque(maxlen=_WINDOW_TICKS)
-        self._body_s: deque[float] = deque(maxlen=_WINDOW_TICKS)
-
-    def add(self, late_s: float, body_s: float) -> None:
-        """One tick."""
-        self._late_s.append(late_s)
-        self._body_s.append(body_s)
+        self._ticks: deque[tuple[float, float]] = deque(maxlen=_WINDOW_TICKS)
+        self.add = self._ticks.append
+        """One tick: late_s, body_s. Ten times a second, so nothing more is called."""
+        self._ranked: tuple[float | None, float | None] = (None, None)
+        self._asked = 0
 
     def p99(self) -> tuple[float | None, float | None]:
-        """99th percentiles (nearest rank) of lateness and body; None before the first tick."""
-        return _p99(self._late_s), _p99(self._body_s)
+        """99th percentiles (nearest rank) of lateness and body; of every tenth asking. None before the first tick."""
+        if self._ticks:
+            if self._asked % _RANKED_EVERY == 0:
+                self._ranked = _p99([late_s for late_s, _ in self._ticks]), _p99([body_s for _, body_s in self._ticks])
+            self._asked += 1
+        return self._ranked
 
 
-def _p99(values: deque[float]) -> float | None:
-    if not values:
-        return None
+def _p99(values: list[float]) -> float:
     return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
@@ -62,21 +63,23 @@ class VitalsSampler:
 
     def __init__(self, now_s: float) -> None:
         self._statm = _open("/proc/self/statm")
-        self._stat = _open("/proc/self/stat")
-        self._tree = _Tree()
+        self._task = _open("/proc/self/task")
+        self._fd = _open("/proc/self/fd")
+        self._tree = _NO_TREE
         self._cpu_s = _own_cpu_s()
         self._cpu_at_s = now_s
         self._fds_asked = 0
+        self.rss_bytes: int | None = None
         self.cpu_cores: float | None = None
         self.threads: int | None = None
         self.fds: int | None = None
         self.children: int | None = None
 
-    def rss_bytes(self) -> int | None:
-        """Resident memory now, with the descendants' as it was when they were last read."""
-        if self._statm < 0:
-            return None
-        return int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES + self._tree.pss_bytes
+    def read_memory(self) -> int | None:
+        """rss_bytes: resident memory now, with the descendants' as it was when they were last read."""
+        if self._statm >= 0:
+            self.rss_bytes = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES + self._tree.pss_bytes
+        return self.rss_bytes
 
     def read_cpu(self, now_s: float) -> None:
         """cpu_cores: the mean since the last reading, if that was a while ago; a start is no measure of use."""
@@ -86,33 +89,31 @@ class VitalsSampler:
         self._cpu_s, self._cpu_at_s = cpu_s, now_s
 
     def read_threads(self) -> None:
-        """Field 20 of proc_pid_stat(5), counted from behind the name, which may hold anything."""
-        if self._stat >= 0:
-            fields = os.pread(self._stat, 1024, 0).rpartition(b")")[2].split()
-            self.threads = int(fields[17]) + self._tree.threads
+        """As many as /proc/self/task has directories; its links are those, and two of its own."""
+        if self._task >= 0:
+            self.threads = os.fstat(self._task).st_nlink - 2 + self._tree.threads
 
     def read_fds(self) -> None:
         """Since Linux 6.2 the size of /proc/self/fd is their number; before, they are listed, but rarely."""
-        try:
-            count = os.stat("/proc/self/fd").st_size
-            if count == 0 and self._fds_asked % _LISTING_EVERY == 0:
-                count = len(os.listdir("/proc/self/fd"))
-        except FileNotFoundError:
+        if self._fd < 0:
             return
+        count = os.fstat(self._fd).st_size
+        if count == 0 and self._fds_asked % _LISTING_EVERY == 0:
+            count = len(os.listdir("/proc/self/fd"))
         self._fds_asked += 1
         if count:
             self.fds = count + self._tree.fds
 
     def read_children(self) -> None:
         """How many descendants there are, and what they use; without any it costs one waitid(2)."""
-        self._tree = _Tree.of_self() if _has_children() else _Tree()
+        self._tree = _Tree.of_self() if _has_children() else _NO_TREE
         self.children = self._tree.count
 
     def vitals(self, *, loop_lag_s: float | None, ticks: TickTimes) -> Vitals:
         """What was last read, as one value."""
         tick_late_s, tick_body_s = ticks.p99()
         return Vitals(
-            rss_bytes=self.rss_bytes(),
+            rss_bytes=self.rss_bytes,
             cpu_cores=self.cpu_cores,
             fds=self.fds,
             threads=self.threads,
@@ -173,6 +174,9 @@ class _Tree:
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
         return cls(count=count, pss_bytes=pss_bytes, cpu_s=cpu_s, fds=fds, threads=threads)
+
+
+_NO_TREE = _Tree()
 
 
 def _pss_bytes(process: psutil.Process) -> int:
