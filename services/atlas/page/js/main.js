@@ -33,7 +33,7 @@ function route() {
 function showLink() {
   const isLive = link.lostAt === null;
   const waitS = link.retryAt === null ? 0 : Math.max(0, Math.ceil((link.retryAt - Date.now()) / 1000));
-  const again = waitS > 0 ? `trying again in ${waitS} s` : "trying again";
+  const again = waitS > 0 ? `Trying again in ${waitS} s.` : "Trying again.";
   const category = isLive ? "healthy" : "failing";
   const place = byId("link");
   if (place.dataset.is !== category) {
@@ -52,7 +52,7 @@ function showLink() {
     );
   }
   banner.hidden = !showsBanner;
-  if (showsBanner) setText(banner.querySelector(".again"), `${again}.`);
+  if (showsBanner) setText(banner.querySelector(".again"), again);
   main.classList.toggle("unheard", showsBanner && link.everLive);
 }
 

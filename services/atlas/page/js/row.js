@@ -107,6 +107,7 @@ export class Row {
     setText(this.cells.restarts, row.restarts === null ? "–" : String(row.restarts));
     setText(this.cells.reason, reason);
     setAttribute(this.cells.reason, "title", reason);
+    this.element.classList.toggle("has-reason", reason !== "");
     setText(this.cpu, format.cpu(row.cpu_cores));
     setText(this.memory, format.bytes(row.rss_bytes));
     this.age(row, now);
