@@ -17,6 +17,7 @@ from bus.messages import (
     ForgetFailures,
     HoldRestarts,
     OutcomeKind,
+    ProcessRow,
     RestartProcess,
     SetMaintenance,
     StartProcess,
@@ -46,6 +47,18 @@ def done(atlas: FakeAtlas, id_: str) -> str:
     outcome = atlas.outcome(id_)
     assert outcome.kind is OutcomeKind.DONE, outcome.reason
     return outcome.reason
+
+
+def shown(atlas: FakeAtlas, name: str, **fields: object) -> ProcessRow:
+    """Wait until its row has these; a table is published after what it shows."""
+
+    def row() -> ProcessRow | None:
+        row = atlas.row(name)
+        return row if all(getattr(row, field) == value for field, value in fields.items()) else None
+
+    row_ = until(row, what=f"{name} is {fields}")
+    assert row_ is not None
+    return row_
 
 
 # -- enable, disable -----------------------------------------------------------------------------------------
@@ -108,7 +121,7 @@ def test_what_does_not_start_by_itself_is_not_started_by_enabling_it(run_dir: Pa
     with Supervisord(run_dir, {"web": {**SLEEP, "autostart": "false"}}):
         done(atlas, atlas.send(DisableProcess(name="web")))
         done(atlas, atlas.send(EnableProcess(name="web")))
-        assert atlas.row("web", "STOPPED").enabled
+        shown(atlas, "web", state="STOPPED", enabled=True)
         done(atlas, atlas.send(StartProcess(name="web")))
 
 
@@ -119,8 +132,9 @@ def test_the_same_over_xmlrpc_for_those_without_atlas(run_dir: Path, atlas: Fake
         rpc(fleet, "enableProcess", "web")
         atlas.row("web", "RUNNING")
         rpc(fleet, "setMaintenance", "web", True, 0)
-        assert atlas.row("web", "RUNNING").maintenance
+        shown(atlas, "web", state="RUNNING", maintenance=True)
         rpc(fleet, "setMaintenance", "web", False, 0)
+        shown(atlas, "web", state="RUNNING", maintenance=False)
         rpc(fleet, "forgetFailures", "web")
         rpc(fleet, "scaleProcess", "web", 2)
         assert atlas.row("web-2", "RUNNING").program == "web"
@@ -177,8 +191,7 @@ def test_what_is_in_maintenance_is_not_killed_but_started_again(run_dir: Path, a
     with Supervisord(run_dir, {"web": beating(run_dir, "web"), "other": beating(run_dir, "other")}) as fleet:
         pid, other = atlas.row("web", "RUNNING").pid or 0, atlas.row("other", "RUNNING").pid or 0
         done(atlas, atlas.send(SetMaintenance(name="web", on=True)))
-        row = atlas.row("web")
-        assert (row.maintenance, row.reason) == (True, "maintenance by tester")
+        shown(atlas, "web", maintenance=True, reason="maintenance by tester")
         os.kill(pid, signal.SIGSTOP)
         os.kill(other, signal.SIGSTOP)
         until(lambda: atlas.row("other", "RUNNING").pid != other, what="the other is judged")
@@ -250,9 +263,9 @@ def test_a_hold_reaches_what_waits_already_and_a_release_gives_back_the_policys_
     with Supervisord(run_dir, {"bad": program}):
         until(lambda: (atlas.row("bad").next_try_s or 0) > 3, what="a long wait", every_s=0.05)
         done(atlas, atlas.send(HoldRestarts(name="bad", for_s=60.0, reason="a storm")))
-        assert atlas.row("bad", "BACKOFF").reason.startswith("held by tester: a storm; next try at ")
+        until(lambda: atlas.row("bad").reason.startswith("held by tester: a storm; next try at "), what="held")
         done(atlas, atlas.send(HoldRestarts(name="bad", for_s=0.0, reason="")))
-        assert atlas.row("bad", "BACKOFF").reason.startswith("backing off: exit 4, ")
+        until(lambda: atlas.row("bad").reason.startswith("backing off: exit 4, "), what="released")
         outcome = atlas.outcome(atlas.send(HoldRestarts(name="bad", for_s=-1.0, reason="?")))
         assert outcome.kind is OutcomeKind.REJECTED
         done(atlas, atlas.send(StopProcess(name="bad")))

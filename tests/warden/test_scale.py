@@ -47,7 +47,7 @@ def test_instances_are_made_and_gone_again(run_dir: Path, atlas: FakeAtlas) -> N
         assert fleet.log("web-2").splitlines() == ["web-2 0 web-2"]
         assert fleet.log("web").splitlines() == ["web 1234 web"]
         assert (atlas.row("web-3").log or "").endswith("/web-3.log")
-        second = atlas.row("web-2").pid
+        second = atlas.row("web-2", "RUNNING").pid
         scaled(atlas, "web", 2)
         assert fleet.states() == dict.fromkeys(("web", "web-2", "other"), "RUNNING")
         scaled(atlas, "web", 2)
@@ -55,7 +55,7 @@ def test_instances_are_made_and_gone_again(run_dir: Path, atlas: FakeAtlas) -> N
         scaled(atlas, "web", 1)
         assert fleet.states() == dict.fromkeys(("web", "other"), "RUNNING")
         assert atlas.row("web").pid == first
-        assert "web-2" not in atlas.rows()
+        until(lambda: "web-2" not in atlas.rows(), what="gone from the table")
 
 
 def test_instances_outlive_supervisord_and_come_with_what_is_wanted_of_them(run_dir: Path, atlas: FakeAtlas) -> None:
@@ -79,7 +79,7 @@ def test_instances_outlive_update_and_follow_their_program(run_dir: Path, atlas:
     with fleet:
         scaled(atlas, "web", 2)
         scaled(atlas, "gone", 2)
-        pids = {name: atlas.row(name).pid for name in ("web", "web-2", "gone-2")}
+        pids = {name: atlas.row(name, "RUNNING").pid for name in ("web", "web-2", "gone-2")}
         assert fleet.ctl("update").stdout == ""
         assert {name: atlas.row(name).pid for name in pids} == pids
         changed = says(run_dir, environment='CDN_INSTANCE="web",CDN_PORT="4321",MORE="1"')
@@ -97,7 +97,7 @@ def test_instances_outlive_update_and_follow_their_program(run_dir: Path, atlas:
 def test_one_that_is_removed_by_hand_is_made_again(run_dir: Path, atlas: FakeAtlas) -> None:
     with Supervisord(run_dir, {"web": says(run_dir)}) as fleet:
         scaled(atlas, "web", 2)
-        pid = atlas.row("web-2").pid
+        pid = atlas.row("web-2", "RUNNING").pid
         fleet.ctl("stop", "web-2")
         fleet.ctl("remove", "web-2")
         until(lambda: atlas.row("web-2", "RUNNING").pid != pid, what="made again")
