@@ -12,6 +12,8 @@ from bus.codec import FrameError
 from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import (
+    CommandsReply,
+    CommandsRequest,
     EventsReply,
     EventsRequest,
     FleetReply,
@@ -26,6 +28,8 @@ from bus.messages import (
     OrderRequest,
     Refusal,
     Verb,
+    WhyReply,
+    WhyRequest,
 )
 from bus.operators import AtlasSilent, OperatorLink
 
@@ -53,6 +57,24 @@ def ask_events(run_dir: RunDir, limit: int, *, timeout_s: float = PATIENCE_S) ->
     """The newest events, oldest first. Raises AtlasSilent, Refused."""
     reply = _ask(run_dir, EventsRequest(id=new_id(), limit=limit), timeout_s)
     if isinstance(reply, EventsReply):
+        return reply
+    raise _unexpected(reply)
+
+
+def ask_commands(
+    run_dir: RunDir, limit: int, name: str | None = None, *, timeout_s: float = PATIENCE_S
+) -> CommandsReply:
+    """The newest commands, of one instance if it is named, oldest first. Raises AtlasSilent, Refused."""
+    reply = _ask(run_dir, CommandsRequest(id=new_id(), limit=limit, name=name), timeout_s)
+    if isinstance(reply, CommandsReply):
+        return reply
+    raise _unexpected(reply)
+
+
+def ask_why(run_dir: RunDir, name: str, limit: int, *, timeout_s: float = PATIENCE_S) -> WhyReply:
+    """The newest lives of one instance, newest first. Raises AtlasSilent, Refused."""
+    reply = _ask(run_dir, WhyRequest(id=new_id(), name=name, limit=limit), timeout_s)
+    if isinstance(reply, WhyReply):
         return reply
     raise _unexpected(reply)
 
