@@ -17,10 +17,10 @@ DAY_S = 86400.0
 
 _THREAD = re.compile(r"^(?:Current t|T)hread 0x[0-9a-f]+.*:$", re.MULTILINE)
 """How faulthandler begins each thread; the main thread is the last of a dump."""
-_FRAME = re.compile(r'^  File "(?P<file>[^"\n]*)", line \d+ in .*$', re.MULTILINE)
+_FRAME = re.compile(r'^  File "(?P<file>[^"\n]*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE)
 _LIMIT = re.compile(r"(?P<limit>[a-z_]+ [^:;\n]{1,40}: over the (?:hard|soft) limit of [0-9.e+]+(?: [A-Za-z]+)?)")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning)(?:: .*)?$")
-_FRAMEWORK = re.compile(r"(?:^|/)cdn_daemon/")
+_FRAMEWORK = re.compile(r"(?<!/tests)/cdn_daemon/")
 _LIBRARY = re.compile(r"/lib/python3[^/]*/|^<frozen ")
 _INSTALLED = re.compile(r"/(?:site|dist)-packages/")
 _LOG_LINES = 40
@@ -167,7 +167,9 @@ def explain(stacks: str) -> tuple[str, str]:
         return stacks, ""
     blocks = [stacks[a:b] for a, b in zip(begins, [*begins[1:], len(stacks)], strict=True)]
     main = blocks.pop()
-    frames = [(match["file"], match[0].strip()) for match in _FRAME.finditer(main)]
+    frames = [
+        (match["file"], f"{match['file']}:{match['line']} in {match['function']}") for match in _FRAME.finditer(main)
+    ]
     guilty = next(
         (
             text

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import os
 import time
 
 from bus.broker import BusTaken
 from bus.endpoints import default_run_dir
 from cdn_daemon import ConfigurationError, Service, run
+from cdn_daemon.settings import SettingError
 from services.atlas.access import OperatorToken
+from services.atlas.history import History, limit_bytes_of
 from services.atlas.server import make_app
 from services.atlas.switchboard import Switchboard
 
@@ -15,7 +18,8 @@ log = logging.getLogger(__name__)
 
 BUS_STUCK_S = 2.0
 
-switchboard = Switchboard(default_run_dir())
+history = History(default_run_dir())
+switchboard = Switchboard(default_run_dir(), history)
 token = OperatorToken(default_run_dir())
 
 
@@ -26,18 +30,23 @@ async def serve_the_bus() -> None:
         token.read()
     except OSError as error:  # whoever then gives an order by HTTP is told so
         log.warning("cannot make %s: %s", token.path, error)
+    try:
+        history.limit_bytes = limit_bytes_of(os.environ)
+    except SettingError as error:
+        raise ConfigurationError(str(error)) from error
     switchboard.start(service.identity.incarnation)
     try:
         while not switchboard.ended.is_set():
             await asyncio.sleep(0.1)
     finally:
         await asyncio.to_thread(switchboard.stop)
+        await asyncio.to_thread(history.stop)
     if isinstance(switchboard.failure, BusTaken):
         raise ConfigurationError(str(switchboard.failure))
     raise RuntimeError("the bus thread ended") from switchboard.failure
 
 
-service = Service("atlas", app=make_app(switchboard, token), port=18500, background=serve_the_bus)
+service = Service("atlas", app=make_app(switchboard, history, token), port=18500, background=serve_the_bus)
 
 
 @service.check(every_s=1, timeout_s=1, fails_after=2)
@@ -47,10 +56,17 @@ async def bus_turns() -> str | None:
     return f"the bus thread has not turned for {idle_s:.1f} s" if idle_s > BUS_STUCK_S else None
 
 
+@service.check(every_s=1, timeout_s=1, fails_after=None)
+async def history_is_kept() -> str | None:
+    """Degraded while what happens is not written down; nothing else of ATLAS needs it."""
+    return history.problem or None
+
+
 @service.metrics
 def counts() -> dict[str, float]:
-    """What was dropped, and who is connected."""
-    return {f"atlas_{name}": value for name, value in switchboard.all_counts().items()}
+    """What was dropped, who is connected, and what is remembered."""
+    counted = switchboard.all_counts() | {f"history_{name}": value for name, value in history.counts.items()}
+    return {f"atlas_{name}": value for name, value in counted.items()}
 
 
 if __name__ == "__main__":

@@ -72,7 +72,11 @@ class Queries:
         """Rows of one of the two tables, oldest first, by the instance's number; damaged ones are left out."""
         span_s, columns = (BUCKET_S, len(samples.SECOND)) if table == "seconds" else (QUARTER_S, len(samples.ROLLUP))
         spill_s = SPILL_S if table == "seconds" else 0
-        wanted = range(int(since_s - spill_s) // span_s, int(until_s) // span_s + 1)
+        oldest, newest = (self._connection.execute(f"SELECT {which}(bucket) FROM {table}").fetchone()[0]
+                          for which in ("min", "max"))  # fmt: skip
+        if oldest is None:
+            return []
+        wanted = range(max(oldest, int(since_s - spill_s) // span_s), 1 + min(newest, int(until_s) // span_s))
         rows: list[Row] = []
         for low in range(wanted.start, wanted.stop, 1000):
             buckets = range(low, min(low + 1000, wanted.stop))

@@ -15,6 +15,8 @@ from starlette.routing import Route, WebSocketRoute
 from bus.messages import ServiceView
 from cdn_daemon.web import error_body
 from services.atlas.access import Guard, OperatorToken
+from services.atlas.api import api_routes
+from services.atlas.history import History
 from services.atlas.live import Live
 from services.atlas.orders_api import order_routes
 from services.atlas.page_files import page_routes
@@ -31,8 +33,8 @@ class FleetAnswer(msgspec.Struct, kw_only=True):
     counts: dict[str, int]
 
 
-def make_app(switchboard: Switchboard, token: OperatorToken) -> Starlette:
-    """The application, answering from this switchboard."""
+def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -> Starlette:
+    """The application, answering from these."""
 
     async def fleet(request: Request) -> Response:
         answer = FleetAnswer(
@@ -54,6 +56,7 @@ def make_app(switchboard: Switchboard, token: OperatorToken) -> Starlette:
             Route("/api/v1/fleet", fleet, methods=["GET"]),
             WebSocketRoute("/api/v1/live", Live(switchboard).serve),
             *order_routes(switchboard, token),
+            *api_routes(switchboard, history),
             *page_routes(),
         ],
         middleware=[Middleware(Guard, names=os.environ.get("CDN_ATLAS_HOSTS", "").replace(",", " ").split())],
