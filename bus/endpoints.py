@@ -12,8 +12,8 @@ import re
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes with its closing NUL, unix(7)."""
@@ -25,8 +25,7 @@ class RunDirError(Exception):
     """The run directory cannot serve; the text says why and what to do."""
 
 
-@dataclass(frozen=True)
-class RunDir:
+class RunDir(NamedTuple):
     """The run directory's paths and endpoints."""
 
     path: Path

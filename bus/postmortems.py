@@ -10,10 +10,10 @@ import calendar
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from bus.endpoints import RunDir
 from bus.messages import PostMortem
@@ -24,8 +24,7 @@ MAX_BYTES = 1 << 20
 _NAME = re.compile(r"(\d{8}T\d{6})\.(\d{9})-\d+\.json")
 
 
-@dataclass(frozen=True)
-class Filed:
+class Filed(Struct, frozen=True):
     """A post-mortem, and what its file says."""
 
     path: Path

@@ -7,7 +7,6 @@ Who keeps it on disk and carries it out is steward.py. Times are of the day
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, TypeVar
 
@@ -109,8 +108,7 @@ def why_maintained(maintenance: Maintenance) -> str:
 # -- instances: from what there is to what is wanted -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Instance:
+class Instance(Struct, frozen=True):
     """A further instance of a program, as there is one now."""
 
     program: str
@@ -120,23 +118,20 @@ class Instance:
     is_stopping: bool
 
 
-@dataclass(frozen=True)
-class Add:
+class Add(Struct, frozen=True):
     """Make it."""
 
     name: str
     program: str
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """Have it drain and end."""
 
     name: str
 
 
-@dataclass(frozen=True)
-class Remove:
+class Remove(Struct, frozen=True):
     """Forget it; it is down."""
 
     name: str

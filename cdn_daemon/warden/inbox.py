@@ -16,8 +16,9 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from cdn_daemon.warden.procfs import belongs_to
 from cdn_daemon.warden.sdnotify import MAX_DATAGRAM_BYTES, Notice, NotifyError, parse
@@ -30,8 +31,7 @@ _UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * 253)  # 253 is SCM_MAX_FD
 
 
-@dataclass
-class _Box:
+class _Box(Struct):
     name: str
     path: Path
     socket: socket.socket

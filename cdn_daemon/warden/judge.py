@@ -17,8 +17,10 @@ Who samples /proc and kills is watch.py. Times are monotonic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 DEFAULT_SILENCE_S = 0.5
 """Innocent silences measured: 0.19 s with eight busy threads, 0.22 s in json.loads of 23 MiB."""
@@ -46,8 +48,7 @@ BLIND_PATIENCE = 10.0
 """So does one of which /proc tells no run delay."""
 
 
-@dataclass(frozen=True)
-class ThreadSample:
+class ThreadSample(Struct, frozen=True):
     """One thread as the kernel accounts for it, schedstat and stat in proc(5)."""
 
     state: str
@@ -56,8 +57,7 @@ class ThreadSample:
     """How long it has been runnable and not run, in all its life; None where the kernel does not count it."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """A process at one moment."""
 
     at_s: float
@@ -66,8 +66,7 @@ class Sample:
     threads: Mapping[int, ThreadSample]
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What a process did between two samples."""
 
     span_s: float
@@ -114,8 +113,7 @@ def compare(before: Sample, after: Sample) -> Evidence:
     )
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(Struct, frozen=True):
     """One process that is expected to beat."""
 
     name: str
@@ -135,8 +133,7 @@ class Watched:
     """An operator has asked that it be not judged: it is in maintenance."""
 
 
-@dataclass(frozen=True)
-class Observations:
+class Observations(Struct, frozen=True):
     """All that the judge looks at in one tick."""
 
     watched: tuple[Watched, ...]
@@ -159,8 +156,7 @@ class Finding(Enum):
     """It would be killed, if it were not in maintenance."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """A finding about one process, and why, in words for people."""
 
     name: str

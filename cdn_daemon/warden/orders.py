@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.messages import OutcomeKind, ProcessState
 
@@ -26,8 +28,7 @@ class Goal(Enum):
     UP = "up"
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Struct, frozen=True):
     """An order under way."""
 
     id: str
@@ -42,21 +43,18 @@ class Order:
     """What there is to say when it is done."""
 
 
-@dataclass(frozen=True)
-class Act:
+class Act(Struct, frozen=True):
     """Start or stop the program now, then go on with that order."""
 
     goal: Goal
     order: Order
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Nothing to do yet."""
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The order is over."""
 
     kind: OutcomeKind
@@ -94,8 +92,7 @@ def next_move(order: Order, state: ProcessState, will_start: bool, reason: str, 
 # -- scaling: the instances of a program --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scaling:
+class Scaling(Struct, frozen=True):
     """An order for so many instances of a program, under way."""
 
     id: str
@@ -107,8 +104,7 @@ class Scaling:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """How one instance is."""
 
     state: ProcessState
@@ -119,8 +115,7 @@ class Standing:
     """It stays down, by an operator's word, and is not waited for."""
 
 
-@dataclass(frozen=True)
-class StartOne:
+class StartOne(Struct, frozen=True):
     """Start that instance now, then go on with that order."""
 
     name: str

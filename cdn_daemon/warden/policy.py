@@ -17,7 +17,9 @@ from __future__ import annotations
 import math
 import os
 import signal
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 EX_TEMPFAIL = 75
 """sysexits.h: "try again later"; by our contract: restart me."""
@@ -30,8 +32,7 @@ LONGEST_HOLD_S = 60.0
 """Whoever holds restarts may be gone by then."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """How often a program may be started."""
 
     budget: int = 5
@@ -48,8 +49,7 @@ class Limits:
     """Waits differ from the doubled ones by up to this fraction, so that a fleet does not restart in step."""
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True):
     """What the policy remembers of a program."""
 
     starts_s: tuple[float, ...] = ()
@@ -58,8 +58,7 @@ class History:
     """Failures in a row since it was last healthy."""
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """How one incarnation ended."""
 
     wait_status: int | None
@@ -74,23 +73,20 @@ class Ending:
     """Why, where the status does not tell: the verdict that had it killed, the error of the spawn, its last words."""
 
 
-@dataclass(frozen=True)
-class Restart:
+class Restart(Struct, frozen=True):
     """Start it again in after_s; 0.0 is at once."""
 
     after_s: float
     reason: str
 
 
-@dataclass(frozen=True)
-class StayDown:
+class StayDown(Struct, frozen=True):
     """It ended as it should; leave it."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Quarantine:
+class Quarantine(Struct, frozen=True):
     """Starting it again does not help; leave it down until an operator says otherwise."""
 
     reason: str
@@ -99,8 +95,7 @@ class Quarantine:
 Decision = Restart | StayDown | Quarantine
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(Struct, frozen=True):
     """Somebody asks that a process which ends be not started before that."""
 
     reason: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from bus.messages import ProcessRow, ProcessState
 from cdn_daemon.warden.judge import Sample
@@ -16,8 +17,7 @@ TOLD_TO_RESTART = "draining: told to restart by "
 """What the embedded daemon says (cdn_daemon/daemon.py) when it obeys an order, not a limit of its own."""
 
 
-@dataclass
-class Incarnation:
+class Incarnation(Struct):
     """One life of a program's process; a new one begins with every spawn."""
 
     pid: int | None
@@ -97,8 +97,7 @@ def orderer(status: str) -> str:
     return status.removeprefix(TOLD_TO_RESTART) if status.startswith(TOLD_TO_RESTART) else ""
 
 
-@dataclass
-class Program:
+class Program(Struct):
     """A program: its settings, its history, and its present or last incarnation. Times are monotonic."""
 
     name: str

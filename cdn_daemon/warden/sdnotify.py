@@ -6,7 +6,7 @@ FDSTORE and its kin (nothing is stored for a service), BUSERROR, INVOCATION_ID.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 MAX_DATAGRAM_BYTES = 4096
 """systemd's own limit (NOTIFY_BUFFER_MAX); a longer one is refused whole."""
@@ -21,8 +21,7 @@ class NotifyError(ValueError):
     """A datagram that is not sd_notify's."""
 
 
-@dataclass(frozen=True)
-class Notice:
+class Notice(Struct, frozen=True):
     """What one datagram says; None and False are what it does not say."""
 
     ready: bool = False

@@ -31,8 +31,9 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from cdn_daemon.warden.judge import DEFAULT_SILENCE_S
 from cdn_daemon.warden.policy import Limits
@@ -45,8 +46,7 @@ class SettingsError(ValueError):
     """supervisord.conf says something impossible; the text names the section, key and value."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What the warden is told of one program."""
 
     notifies: bool = False
