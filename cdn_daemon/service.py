@@ -25,6 +25,7 @@ ShedFunction = TypeVar("ShedFunction", bound=Callable[[str], Any])
 ResumeFunction = TypeVar("ResumeFunction", bound=Callable[[], Any])
 ReadyFunction = TypeVar("ReadyFunction", bound=Callable[[], Awaitable[str | None]])
 DrainFunction = TypeVar("DrainFunction", bound=Callable[[float], Awaitable[None]])
+ExpositionFunction = TypeVar("ExpositionFunction", bound=Callable[[DaemonStatus], str])
 
 _ONE_OF = "it must be one of an ASGI application (app), a WSGI application (wsgi), a function (main)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -170,6 +171,7 @@ class Service:
         self.resume_function: Callable[[], Any] | None = None
         self.ready_function: Callable[[], Awaitable[str | None]] | None = None
         self.drain_function: Callable[[float], Awaitable[None]] | None = None
+        self.exposition_function: Callable[[DaemonStatus], str] | None = None
         self.identity: Identity | None = None
         """Who this process is; set by ``run`` before anything of the service starts."""
 
@@ -245,6 +247,14 @@ class Service:
         for whoever else has to end before the next incarnation may begin.
         """
         return apply(backstops, os.getpid())
+
+    def exposition(self, function: ExpositionFunction) -> ExpositionFunction:
+        """Decorate what writes all of /metrics, for a service that speaks for others too.
+
+        It is called on a thread, with the service's own status, and returns Prometheus' text format.
+        """
+        self.exposition_function = function
+        return function
 
     def metrics(self, function: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[str, float]]:
         """Decorate the function that returns the service's own numbers, called once a second; it must be quick."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.messages import ServiceMetrics
-from cdn_daemon.web import exposition
+from cdn_daemon.exposition import exposition
 from tests.bus.samples import STATUS
 
 
