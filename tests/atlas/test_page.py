@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import itertools
 import json
 import re
 import stat
@@ -10,19 +12,22 @@ import urllib.parse
 from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from bus.endpoints import RunDir
 from bus.messages import CommandView, Event, HealthStatus, ServiceView, Verb
+from services.atlas import live
 from services.atlas.access import FAILURES_MAX, OperatorToken, is_own_name
 from services.atlas.changes import Told
 from services.atlas.page_files import FOLDER
+from services.atlas.switchboard import Switchboard
 from tests.atlas.test_atlas import ATLAS, TINY, spawn  # noqa: F401
 from tests.bus.samples import EVENT, VIEW
 from tests.support import ROOT, ServiceProcess, until
@@ -75,6 +80,35 @@ def test_nothing_is_loaded_from_elsewhere(path: Path) -> None:
     if path.suffix in (".html", ".svg"):
         assert not re.search(r"\s(on\w+|style)=|javascript:", text)
         assert not re.search(r"<script(?![^>]*\ssrc=)", text)
+
+
+COLOURS = ("healthy", "degraded", "failing", "changing", "stopped", "unknown")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_can_be_told_from_their_ground(scheme: str) -> None:
+    """Every text has the contrast of WCAG AA, 4.5 to 1, on every ground that it stands on."""
+    light, _, dark = (FOLDER / "css" / "base.css").read_text().partition("prefers-color-scheme: dark")
+    colour = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{3,6});", light if scheme == "light" else dark))
+    pairs = [(text, ground) for text in ("ink", "ink-2", "ink-3", *COLOURS) for ground in ("ground", "surface")]
+    pairs += [(name, f"{name}-wash") for name in COLOURS]
+    pairs += [("ink", "changing-wash"), ("ink-2", "changing-wash"), ("ink-2", "sunken"), ("accent", "surface")]
+    pairs += [("accent-ink", "accent"), ("surface", "failing")]
+    for text, ground in pairs:
+        assert _contrast(colour[text], colour[ground]) >= 4.5, f"{text} on {ground}"
+
+
+def _contrast(one: str, other: str) -> float:
+    """https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
+    darker, lighter = sorted((_luminance(one), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_an_installed_wheel_has_the_page() -> None:
@@ -159,8 +193,8 @@ def test_another_sites_page_gets_nothing(spawn: Spawn, run_dir: RunDir) -> None:
     code, headers, _ = ask(atlas, "OPTIONS", "/api/v1/commands", Origin="http://evil.example.com")
     assert code == 403
     assert not [name for name in headers if name.lower().startswith("access-control")]
-    with connect(live_url(atlas), origin=Origin(atlas.url())) as live:
-        assert json.loads(live.recv(timeout=30))["type"] == "snapshot"
+    with connect(live_url(atlas), origin=Origin(atlas.url())) as feed:
+        assert json.loads(feed.recv(timeout=30))["type"] == "snapshot"
 
 
 def test_the_token_is_private_and_kept(spawn: Spawn, run_dir: RunDir) -> None:  # noqa: F811
@@ -276,8 +310,8 @@ def _event(number: int) -> Event:
 def test_live(spawn: Spawn) -> None:  # noqa: F811
     """A snapshot, then deltas without a gap that lead to what a later snapshot says; who speaks is sent off."""
     atlas = spawn(*ATLAS)
-    with connect(live_url(atlas)) as live:
-        first = json.loads(live.recv(timeout=30))
+    with connect(live_url(atlas)) as feed:
+        first = json.loads(feed.recv(timeout=30))
         assert first["type"] == "snapshot"
         fleet = {row["instance"]: row for row in first["services"]}
         seq = first["seq"]
@@ -285,7 +319,7 @@ def test_live(spawn: Spawn) -> None:  # noqa: F811
 
         def hears_tiny() -> bool:
             nonlocal seq
-            delta = json.loads(live.recv(timeout=30))
+            delta = json.loads(feed.recv(timeout=30))
             assert (delta["type"], delta["seq"]) == ("delta", seq + 1)
             seq += 1
             for row in delta.get("services", ()):
@@ -303,6 +337,86 @@ def test_live(spawn: Spawn) -> None:  # noqa: F811
             until(lambda: _is_closed(other))
             assert other.close_code == 1008
         until(hears_tiny)
+
+
+class _Switchboard:
+    """As much of one as the live feed asks."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def views(self) -> list[ServiceView]:
+        self.seen += 1
+        return [view("a", restarts=self.seen)]
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def events(self, limit: int) -> list[Event]:
+        return []
+
+    def commands(self, limit: int) -> list[CommandView]:
+        return []
+
+
+class _Client:
+    """A WebSocket whose other end reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+        self.heard: list[Any] = []
+        self.refused: int | None = None
+
+    async def accept(self) -> None:
+        self.reads.set()
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("it never says anything")
+
+    async def send_text(self, text: str) -> None:
+        await self.reads.wait()
+        self.heard.append(json.loads(text))
+
+    async def send_denial_response(self, response: Any) -> None:
+        self.refused = response.status_code
+
+    async def hears(self, number: int) -> None:
+        while len(self.heard) < number:
+            await asyncio.sleep(0.005)
+
+
+def test_who_does_not_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stalls costs the others nothing, and continues with a snapshot; one for good is dropped; one too many
+    is refused."""
+    monkeypatch.setattr(live, "PERIOD_S", 0.005)
+    monkeypatch.setattr(live, "SHARE", 1000.0)
+    monkeypatch.setattr(live, "CLIENTS_MAX", 2)
+
+    async def play() -> None:
+        feed = live.Live(cast(Switchboard, _Switchboard()))
+        quick, slow, third = _Client(), _Client(), _Client()
+        serving = [asyncio.create_task(feed.serve(cast(WebSocket, client))) for client in (quick, slow)]
+        await slow.hears(3)
+        await feed.serve(cast(WebSocket, third))
+        assert (third.refused, third.heard) == (503, [])
+        slow.reads.clear()
+        at = len(quick.heard)
+        await quick.hears(at + 2 * live.DELTAS_KEPT)
+        stalled_at = len(slow.heard)
+        slow.reads.set()
+        await slow.hears(stalled_at + 3)
+        for client in (quick, slow):
+            assert [message["type"] for message in client.heard].count("snapshot") == (1 if client is quick else 2)
+            for before, after in itertools.pairwise(client.heard):
+                assert after["type"] == "snapshot" or after["seq"] == before["seq"] + 1
+        monkeypatch.setattr(live, "SEND_S", 0.05)
+        slow.reads.clear()
+        await asyncio.wait_for(serving[1], 60)
+        await quick.hears(len(quick.heard) + 2)
+        serving[0].cancel()
+
+    asyncio.run(asyncio.wait_for(play(), 90))
 
 
 def _is_closed(socket: ClientConnection) -> bool:

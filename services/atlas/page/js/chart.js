@@ -81,7 +81,7 @@ export class Chart {
     this.#drawGrid(scale, step);
     const runs = this.#runs();
     const at = (t, v) => `${this.#x(t).toFixed(1)} ${this.y(v).toFixed(1)}`;
-    const outline = (run) => `M${run.map((point) => at(point.t, point.v)).join("L")}`;
+    const outline = (run) => `M${run.map((point) => at(point.t, point.v)).join("L")}${run.length === 1 ? "h.1" : ""}`;
     const bottom = this.y(0).toFixed(1);
     const fill = (run) => `${outline(run)}V${bottom}H${this.#x(run[0].t).toFixed(1)}Z`;
     const band = (run) =>

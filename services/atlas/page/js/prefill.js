@@ -2,11 +2,10 @@
 // Only of services that stay in sight, two at a time, and each once.
 
 import { ofService } from "./api.js";
-import { STEP_S } from "./state.js";
+import { POINTS, STEP_S } from "./state.js";
 
 const AT_ONCE = 2;
 const SETTLED_MS = 400;
-const SPAN_S = 180;
 
 const asked = new Set();
 let queue = [];
@@ -32,14 +31,19 @@ function next(state) {
 }
 
 async function fill(state, name) {
-  const since = Math.floor(state.now() - SPAN_S);
+  const now = state.now();
   let answer;
   try {
-    answer = await ofService(name, "metrics", { since, step: STEP_S });
+    answer = await ofService(name, "metrics", { since: Math.floor(now - POINTS * STEP_S), step: STEP_S });
   } catch {
     return; // no history is no harm: the line begins now
   }
-  for (const [ring, key] of [[state.cpu, "cpu_cores"], [state.memory, "rss_bytes"]]) {
-    ring.get(name)?.prefill(answer.samples?.map((sample) => sample[key] ?? NaN) ?? []);
+  for (const [rings, key] of [[state.cpu, "cpu_cores"], [state.memory, "rss_bytes"]]) {
+    const older = new Array(POINTS).fill(NaN);
+    for (const point of answer.points) {
+      const age = Math.floor((now - point.time_s) / STEP_S);
+      if (age >= 0 && age < POINTS) older[POINTS - 1 - age] = point[key]?.avg ?? NaN;
+    }
+    rings.get(name)?.prefill(older);
   }
 }

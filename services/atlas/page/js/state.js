@@ -1,6 +1,7 @@
 // What ATLAS has told: services, notes, events, commands, and the last minutes of each service's numbers.
 
-const POINTS = 90;
+/** What a sparkline shows: so many values, so many seconds apart. */
+export const POINTS = 90;
 export const STEP_S = 2;
 const EVENTS_KEPT = 500;
 const COMMANDS_KEPT = 300;
@@ -40,11 +41,9 @@ class Ring {
     this.known = Math.min(POINTS, this.known + 1);
   }
 
-  /** Put what was before the page was open where the page knows nothing. */
+  /** Put what was before the page was open (as long as this, and up to now) where the page knows nothing. */
   prefill(older) {
-    const room = POINTS - this.known;
-    const fitting = older.slice(-room);
-    this.values.set(fitting, room - fitting.length);
+    this.values.set(older.slice(0, POINTS - this.known), 0);
     this.known = POINTS;
   }
 }
