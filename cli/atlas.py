@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from bus.codec import FrameError
 from bus.endpoints import RunDir
@@ -36,9 +39,12 @@ from bus.operators import AtlasSilent, OperatorLink
 PATIENCE_S = 1.0
 """How long ATLAS may take to answer before supervisord is asked."""
 
+_TRIES = 5
+"""How often an order is given to an ATLAS that answers, and each time too late."""
+
 SILENCE = f"no answer from ATLAS within {PATIENCE_S:.1f} s"
 
-__all__ = ["PATIENCE_S", "SILENCE", "AtlasSilent", "Order", "Refused", "ask_events", "ask_fleet", "order"]
+__all__ = ["PATIENCE_S", "SILENCE", "AtlasSilent", "Forgotten", "Order", "Refused", "ask_events", "ask_fleet", "order"]
 
 
 class Refused(Exception):
@@ -94,6 +100,10 @@ class Details(NamedTuple):
 NO_DETAILS = Details()
 
 
+class Forgotten(Exception):
+    """ATLAS does not know the order: it is another one, and the journal of the one before is lost."""
+
+
 class Order:
     """An order that ATLAS has accepted, and its replies as they come."""
 
@@ -103,15 +113,24 @@ class Order:
         self.commands = accepted.commands
         """Name → id of its command."""
 
-    def next(self, within_s: float) -> OrderProgress | OrderOutcome | None:
-        """The next reply; None if there is none in that time. Raises Refused."""
+    def next(self, within_s: float) -> OrderProgress | OrderOutcome | OrderAccepted | None:
+        """The next reply; None if there is none in that time. Raises Refused, and Forgotten after ``ask_again``."""
         try:
             reply = _next(self._link, self._request, within_s)
         except AtlasSilent:
             return None
-        if isinstance(reply, OrderProgress | OrderOutcome):
-            return reply
-        raise _unexpected(reply)
+        if isinstance(reply, OrderAccepted):
+            self.commands = reply.commands
+        elif isinstance(reply, Refusal) and self._request.attach:
+            raise Forgotten(reply.reason)
+        elif not isinstance(reply, OrderProgress | OrderOutcome):
+            raise _unexpected(reply)
+        return reply
+
+    def ask_again(self, within_s: float) -> None:
+        """Have ATLAS, or a new one, tell again where the order stands. Raises AtlasSilent if there is none."""
+        self._request = replace(self._request, attach=True)
+        self._link.request(self._request, timeout_s=within_s)
 
     def close(self) -> None:
         """Hear no more of it; the order goes on."""
@@ -119,14 +138,24 @@ class Order:
 
 
 def order(run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, details: Details = NO_DETAILS) -> Order:
-    """Give ATLAS an order. Raises AtlasSilent if it does not accept in time, Refused if it will not."""
+    """Give ATLAS an order. Raises AtlasSilent if it does not accept in time, Refused if it will not.
+
+    Once AtlasSilent is raised ATLAS does not begin it any more: it refuses what was asked longer ago than it
+    takes for that. Only what it has begun in the last moment may go on unknown to whoever asked.
+    """
     request = OrderRequest(
         id=new_id(), verb=verb, names=tuple(names), timeout_s=timeout_s, asked_by=whoami(), **details._asdict()
     )
     link = OperatorLink(run_dir.operators)
     try:
-        link.request(request, timeout_s=PATIENCE_S)
-        reply = _next(link, request, PATIENCE_S)
+        for _ in range(_TRIES):
+            request = replace(request, asked_s=time.monotonic())
+            link.request(request, timeout_s=PATIENCE_S)
+            reply = _next(link, request, PATIENCE_S)
+            if not (isinstance(reply, Refusal) and reply.again):
+                break
+        else:
+            raise AtlasSilent(SILENCE)
         if not isinstance(reply, OrderAccepted):
             raise _unexpected(reply)
     except BaseException:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from types import MappingProxyType
 
 from bus.endpoints import RunDir
-from bus.messages import OrderOutcome, OrderProgress, OutcomeKind, ProcessState, ServiceView, Verb
+from bus.messages import OrderAccepted, OrderOutcome, OrderProgress, OutcomeKind, ProcessState, ServiceView, Verb
 from cli import atlas
 from cli.atlas import NO_DETAILS, SILENCE, AtlasSilent, Details, Order, Refused
 from cli.context import say
@@ -94,92 +97,132 @@ def _ordered(
 def _by_atlas(
     run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, show: Progress, details: Details
 ) -> Iterator[OrderOutcome]:
+    """Give ATLAS the order and follow it, through ATLAS's own restarts; nothing is ordered a second time."""
     began_s = time.monotonic()
-    turns = -(-len(services) // details.batch) if details.batch else 1
-    patience_s = timeout_s * turns  # each has its time from when it is its turn
     open_names = {view.instance: view for view in services}
     try:
         order = _ordered(run_dir, verb, list(open_names), timeout_s, details)
     except AtlasSilent:
         say(f"{SILENCE} to {verb} {', '.join(open_names)}; asking supervisord")
-        yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show)
+        yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show, before=open_names)
         return
-    heard_s = began_s
-    seen_done: set[str] = set()
     try:
-        while open_names:
-            try:
-                reply = order.next(_LOOK_S)
-            except Refused as error:
-                raise Problem(f"cannot {verb} {', '.join(open_names)}: {error}", Exit.FAILED) from error
-            show.tick()
-            now_s = time.monotonic()
-            if isinstance(reply, OrderProgress):
-                heard_s = now_s
-                show.show(reply.name, reply.text)
-            elif isinstance(reply, OrderOutcome):
-                heard_s = now_s
-                if open_names.pop(reply.name, None) is not None:
-                    mark(show, reply)
-                    yield reply
-            elif now_s - heard_s > atlas.PATIENCE_S:
-                views = _seen(run_dir)
-                if views is None:
-                    break
-                # An ATLAS that began anew has forgotten the order: what it shows twice as done is done.
-                for name, before in list(open_names.items()):
-                    kind = fulfilled(verb, before, views.get(name))
-                    if kind is not None and name in seen_done:
-                        del open_names[name]
-                        reason = views[name].reason if kind is OutcomeKind.FAILED else ""
-                        outcome = OrderOutcome(id="", name=name, kind=kind, reason=reason, took_s=now_s - began_s)
-                        mark(show, outcome)
-                        yield outcome
-                    elif kind is not None:
-                        seen_done.add(name)
-                heard_s = now_s
-            if now_s - began_s > patience_s + _GRACE_S:
-                yield from _unknown(open_names, f"no outcome from ATLAS within {patience_s:g} s", now_s - began_s)
-                return
-    finally:
-        order.close()
-    if open_names:
-        say(f"{SILENCE}, which has the order to {verb} {', '.join(open_names)}; asking supervisord what becomes of it")
-        yield from _watched(run_dir, verb, open_names, began_s, patience_s, show)
-
-
-def _seen(run_dir: RunDir) -> dict[str, ServiceView] | None:
-    """The fleet by instance; None if ATLAS does not answer."""
-    try:
-        return {view.instance: view for view in atlas.ask_fleet(run_dir).services}
-    except (AtlasSilent, Refused):
-        return None
-
-
-def _watched(
-    run_dir: RunDir, verb: Verb, before: dict[str, ServiceView], began_s: float, timeout_s: float, show: Progress
-) -> Iterator[OrderOutcome]:
-    """What becomes of an order that ATLAS took before it fell silent; nothing is ordered again."""
-    supervisord = Supervisord(run_dir)
-    left = dict(before)
-    while left and time.monotonic() - began_s <= timeout_s:
-        try:
-            table = {instance_of(process): process for process in supervisord.processes()}
-        except _SUPERVISOR_FAILURES as error:
-            yield from _unknown(left, str(error), time.monotonic() - began_s)
-            return
-        for name, view in list(left.items()):
-            kind = fulfilled(verb, view, table.get(name))
-            if kind is None:
-                continue
-            del left[name]
-            reason = "" if kind is OutcomeKind.DONE else table[name].reason
-            outcome = OrderOutcome(id="", name=name, kind=kind, reason=reason, took_s=time.monotonic() - began_s)
+        for outcome in _followed(order, run_dir, verb, open_names, began_s, timeout_s, show):
             mark(show, outcome)
             yield outcome
+    except Refused as error:
+        raise Problem(f"cannot {verb} {', '.join(open_names)}: {error}", Exit.FAILED) from error
+    finally:
+        order.close()
+
+
+def _followed(
+    order: Order,
+    run_dir: RunDir,
+    verb: Verb,
+    open_names: dict[str, ServiceView],
+    began_s: float,
+    timeout_s: float,
+    show: Progress,
+) -> Iterator[OrderOutcome]:
+    """Outcomes as ATLAS tells them; takes from open_names what is over. Raises Refused.
+
+    An ATLAS that says nothing is asked again where the order stands: it may be a new one, which has taken it up.
+    While there is none, or it has lost its journal, what became of the order is looked up; and ATLAS has
+    each name's time, from when its turn comes, to say so itself.
+    """
+    heard_s = told_s = asked_s = time.monotonic()
+    most_s = timeout_s * len(open_names) + _GRACE_S
+    lookup: _Lookup | None = None
+    while open_names:
+        now_s = time.monotonic()
+        try:
+            reply = order.next(_LOOK_S)
+        except atlas.Forgotten:
+            lookup = lookup or _InFleet(run_dir)
+            reply = None
         show.tick()
-        time.sleep(_LOOK_S)
-    yield from _unknown(left, f"ATLAS fell silent, and nothing was seen of it within {timeout_s:g} s", timeout_s)
+        if reply is not None:
+            heard_s = now_s
+        if isinstance(reply, OrderProgress):
+            told_s = now_s
+            show.show(reply.name, reply.text)
+        elif isinstance(reply, OrderOutcome):
+            told_s = now_s
+            if open_names.pop(reply.name, None) is not None:
+                yield reply
+        elif isinstance(reply, OrderAccepted):
+            if isinstance(lookup, _InTable):
+                lookup = None
+            if open_names.keys() - reply.commands.keys():  # its journal has lost part of the order
+                lookup = lookup or _InFleet(run_dir)
+        elif now_s - max(heard_s, asked_s) > atlas.PATIENCE_S:
+            if lookup is None and heard_s < asked_s:
+                say(f"{SILENCE}, which has the order to {verb} {', '.join(open_names)}; asking supervisord meanwhile")
+                lookup = _InTable(run_dir)
+            asked_s = now_s
+            with suppress(AtlasSilent):
+                order.ask_again(_LOOK_S)
+        if lookup is not None:
+            yield from lookup.ended(verb, open_names, time.monotonic() - began_s)
+        if now_s - told_s > timeout_s + _GRACE_S or now_s - began_s > most_s:
+            yield from _unknown(open_names, f"no outcome from ATLAS within {timeout_s:g} s", now_s - began_s)
+            return
+
+
+class _Lookup:
+    """Where to see what has become of an order that ATLAS took, other than from its outcome."""
+
+    every_s = _LOOK_S
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._looked_s = 0.0
+        self._seen: set[str] = set()
+
+    def ended(self, verb: Verb, open_names: dict[str, ServiceView], took_s: float) -> Iterator[OrderOutcome]:
+        """What is seen twice is so: take it from open_names."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < self.every_s:
+            return
+        self._looked_s = now_s
+        try:
+            shown = self._look()
+        except _SUPERVISOR_FAILURES as error:
+            yield from _unknown(dict(open_names), str(error), took_s)
+            open_names.clear()
+            return
+        for name, before in list(open_names.items()):
+            now = shown.get(name)
+            kind = fulfilled(verb, before, now)
+            if kind is not None and now is not None and name in self._seen:
+                del open_names[name]
+                reason = now.reason if kind is OutcomeKind.FAILED else ""
+                yield OrderOutcome(id="", name=name, kind=kind, reason=reason, took_s=took_s)
+            elif kind is not None:
+                self._seen.add(name)
+
+    def _look(self) -> Mapping[str, Process | ServiceView]:
+        raise NotImplementedError
+
+
+class _InTable(_Lookup):
+    """supervisord's, while ATLAS is silent."""
+
+    def _look(self) -> Mapping[str, Process | ServiceView]:
+        return {instance_of(process): process for process in Supervisord(self._run_dir).processes()}
+
+
+class _InFleet(_Lookup):
+    """ATLAS's fleet, when it does not know the order."""
+
+    every_s = atlas.PATIENCE_S
+
+    def _look(self) -> Mapping[str, Process | ServiceView]:
+        try:
+            return {view.instance: view for view in atlas.ask_fleet(self._run_dir).services}
+        except AtlasSilent:
+            return {}
 
 
 def fulfilled(verb: Verb, before: ServiceView, now: Process | ServiceView | None) -> OutcomeKind | None:
@@ -195,26 +238,43 @@ def fulfilled(verb: Verb, before: ServiceView, now: Process | ServiceView | None
 
 
 def _by_supervisord(
-    run_dir: RunDir, verb: Verb, names: Sequence[str], timeout_s: float, show: Progress
+    run_dir: RunDir,
+    verb: Verb,
+    names: Sequence[str],
+    timeout_s: float,
+    show: Progress,
+    before: Mapping[str, ServiceView] = MappingProxyType({}),
 ) -> Iterator[OrderOutcome]:
+    """Give supervisord the order. What has another process than before, ATLAS has restarted after all."""
+    if verb not in (Verb.START, Verb.STOP, Verb.RESTART):
+        raise Problem(f"cannot {verb} {', '.join(names)}: only ATLAS can, and it does not answer", Exit.FAILED)
     supervisord = Supervisord(run_dir)
     left = list(names)
     try:
-        known = {instance_of(process): process.name for process in supervisord.processes()}
+        table = {instance_of(process): process for process in supervisord.processes()}
+        known = {instance: process.name for instance, process in table.items()}
         absent = [name for name in names if name not in known]
         for name in absent:
             left.remove(name)
             yield OrderOutcome(id="", name=name, kind=OutcomeKind.FAILED, reason="supervisord does not have it")
         back = {known[name]: name for name in left}
-        outcomes = perform(
-            supervisord,
-            verb,
-            list(back),
-            timeout_s,
-            watch=lambda name, text: show.show(back[name], text),
-            tick=show.tick,
+        replaced = [
+            known[name] for name in left if verb is Verb.RESTART and _is_replaced(before.get(name), table[name].pid)
+        ]
+        groups = ((verb, [name for name in back if name not in replaced]), (Verb.START, replaced))
+        outcomes = (
+            perform(
+                supervisord,
+                act,
+                group,
+                timeout_s,
+                watch=lambda name, text: show.show(back[name], text),
+                tick=show.tick,
+            )
+            for act, group in groups
+            if group
         )
-        for outcome in outcomes:
+        for outcome in chain.from_iterable(outcomes):
             named = OrderOutcome(
                 id="", name=back[outcome.name], kind=outcome.kind, reason=outcome.reason, took_s=outcome.took_s
             )
@@ -229,6 +289,10 @@ def _by_supervisord(
         if verb is Verb.RESTART and left:
             say(f"interrupted: {', '.join(left)} may stay down; start it: cdnctl start {' '.join(left)}")
         raise
+
+
+def _is_replaced(before: ServiceView | None, pid: int | None) -> bool:
+    return before is not None and None not in (before.pid, pid) and before.pid != pid
 
 
 def _unknown(names: dict[str, ServiceView], reason: str, took_s: float) -> Iterator[OrderOutcome]:

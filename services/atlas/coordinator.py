@@ -47,7 +47,7 @@ from bus.messages import (
 from services.atlas import rollout
 from services.atlas.fleet import Fleet, Happening
 from services.atlas.journal import Book, Entry, Stage
-from services.atlas.verbs import RULES, for_daemon, for_warden, objection
+from services.atlas.verbs import RULES, for_daemon, for_warden, objection, too_late
 
 ACCEPT_S = 1.0
 """A daemon accepts in a tick; one that has not within ten is not listening."""
@@ -158,11 +158,8 @@ class CDNCoordinator:
         """Take an order; those of its commands whose turn it is are under way when this returns."""
         if known := self.book.order(order.id):
             return self._attach(order.id, known, operator)
-        refusal = f"there is no order {order.id[:40]}" if order.attach else objection(order, now_s)
-        if not refusal and len(self.book.open) + len(order.names) > MAX_OPEN:
-            refusal = f"cannot take {len(order.names)} commands: {len(self.book.open)} are open, limit {MAX_OPEN}"
-        if refusal:
-            return [ToOperator(operator, Refusal(id=order.id, reason=refusal))]
+        if refusal := self._refusal(order, now_s):
+            return [ToOperator(operator, refusal)]
         if operator != NOBODY:
             self._operators[order.id] = [operator]
         names = tuple(dict.fromkeys(order.names))
@@ -192,6 +189,16 @@ class CDNCoordinator:
         accepted = OrderAccepted(id=order.id, commands={entry.name: entry.id for entry in entries})
         rest = [action for action in actions if not isinstance(action, Record)]
         return [*written.values(), ToOperator(operator, accepted), *rest]
+
+    def _refusal(self, order: OrderRequest, now_s: float) -> Refusal | None:
+        if order.attach:
+            return Refusal(id=order.id, reason=f"there is no order {order.id[:40]}")
+        if late := too_late(order, now_s):
+            return Refusal(id=order.id, reason=late, again=True)
+        reason = objection(order)
+        if not reason and len(self.book.open) + len(order.names) > MAX_OPEN:
+            reason = f"cannot take {len(order.names)} commands: {len(self.book.open)} are open, limit {MAX_OPEN}"
+        return Refusal(id=order.id, reason=reason) if reason else None
 
     def _needs(self, name: str) -> set[str]:
         """What an instance depends on, near and far."""

@@ -90,7 +90,13 @@ _BOUNDS = {"batch": (1, 1000), "signal": (1, 64), "instances": (1, 64), "for_s":
 _ARGUMENTS = ("batch", "signal", "instances", "on", "for_s", "mode", "limits")
 
 
-def objection(order: OrderRequest, now_s: float) -> str:
+def too_late(order: OrderRequest, now_s: float) -> str:
+    """Why an order that has lain somewhere is not taken any more, in words; empty if it is."""
+    late_s = 0.0 if order.asked_s is None else now_s - order.asked_s
+    return f"cannot {order.verb} what was asked {late_s:.1f} s ago: limit {FRESH_S:g}" if late_s > FRESH_S else ""
+
+
+def objection(order: OrderRequest) -> str:
     """Why an order cannot be taken, in words; empty if it can."""
     if not (0 < len(order.id) <= _ID_CHARS and len(order.asked_by) <= _NAME_CHARS):
         return (
@@ -103,9 +109,6 @@ def objection(order: OrderRequest, now_s: float) -> str:
             return f"cannot {order.verb} {name[:40]!r}: a name has 1 to {_NAME_CHARS} characters"
     if not 0 < order.timeout_s <= MAX_TIMEOUT_S:
         return f"cannot {order.verb} with timeout_s={order.timeout_s:g}: over 0, at most {MAX_TIMEOUT_S:g}"
-    if order.asked_s is not None and now_s - order.asked_s > FRESH_S:
-        late_s = now_s - order.asked_s
-        return f"cannot {order.verb} what was asked {late_s:.1f} s ago, limit {FRESH_S:g}: nobody waits; ask again"
     return _wrong_argument(order)
 
 

@@ -24,6 +24,7 @@ from bus.messages import (
     OrderProgress,
     OrderRequest,
     OutcomeKind,
+    Refusal,
     ServiceView,
 )
 from bus.topics import topic_of
@@ -46,6 +47,9 @@ class FakeAtlas:
         """What it shows; a test may change it."""
         self.notes: tuple[str, ...] = ()
         """What it says of the hosts; a test may change it."""
+        self.forgets = False
+        """Whether it is one whose orders the next ATLAS does not know."""
+        self._orders: set[str] = set()
         self._events = tuple(events)
         self._order = order or self._obey
         self._publish: list[Event] = []
@@ -89,8 +93,13 @@ class FakeAtlas:
                 return [FleetReply(id=request.id, services=self.services, notes=self.notes)]
             case EventsRequest():
                 return [EventsReply(id=request.id, events=self._events[-request.limit :] if request.limit else ())]
+            case OrderRequest() if request.attach and request.id not in self._orders:
+                return [Refusal(id=request.id, reason="there is no such order")]
             case OrderRequest():
-                return self._order(request)
+                replies = self._order(request)
+                if not self.forgets:
+                    self._orders.add(request.id)
+                return replies
             case CommandsRequest():
                 return [CommandsReply(id=request.id, commands=())]
 

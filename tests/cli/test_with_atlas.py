@@ -160,6 +160,7 @@ def test_an_atlas_that_began_anew_has_forgotten_the_order(run_dir: RunDir) -> No
     """What the fleet shows as done is done, although nobody says so any more."""
 
     def order(request: OrderRequest) -> Replies:
+        atlas.forgets = True
         atlas.services = (ATLAS, view("gateway-primary", pid=5, incarnation=4), plain("x", state=ProcessState.FATAL))
         return accepts(request)
 
