@@ -12,11 +12,13 @@ from bus.endpoints import RunDir
 from bus.messages import (
     CommandsReply,
     CommandsRequest,
+    CommandView,
     Event,
     EventsReply,
     EventsRequest,
     FleetReply,
     FleetRequest,
+    IncarnationView,
     OperatorReply,
     OperatorRequest,
     OrderAccepted,
@@ -26,6 +28,8 @@ from bus.messages import (
     OutcomeKind,
     Refusal,
     ServiceView,
+    WhyReply,
+    WhyRequest,
 )
 from bus.topics import topic_of
 
@@ -50,6 +54,9 @@ class FakeAtlas:
         self.forgets = False
         """Whether it is one whose orders the next ATLAS does not know."""
         self._orders: set[str] = set()
+        self.commands: tuple[CommandView, ...] = ()
+        self.lives: tuple[IncarnationView, ...] = ()
+        """Of whatever it is asked for; a test may change it."""
         self._events = tuple(events)
         self._order = order or self._obey
         self._publish: list[Event] = []
@@ -101,7 +108,9 @@ class FakeAtlas:
                     self._orders.add(request.id)
                 return replies
             case CommandsRequest():
-                return [CommandsReply(id=request.id, commands=())]
+                return [CommandsReply(id=request.id, commands=self.commands)]
+            case WhyRequest():
+                return [WhyReply(id=request.id, name=request.name, incarnations=self.lives)]
 
     @staticmethod
     def _obey(request: OrderRequest) -> Replies:
