@@ -7,10 +7,13 @@ import time
 
 from bus.broker import BusTaken
 from bus.endpoints import default_run_dir
+from bus.messages import DaemonStatus
 from cdn_daemon import ConfigurationError, Service, run
 from cdn_daemon.settings import SettingError
 from services.atlas.access import OperatorToken
 from services.atlas.history import History, limit_bytes_of
+from services.atlas.prometheus import exposition
+from services.atlas.room import open_fds, raise_fd_limit, why_full
 from services.atlas.server import make_app
 from services.atlas.switchboard import Switchboard
 
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 
 BUS_STUCK_S = 2.0
 
+fd_limit = raise_fd_limit()
 history = History(default_run_dir())
 switchboard = Switchboard(default_run_dir(), history)
 token = OperatorToken(default_run_dir())
@@ -56,6 +60,12 @@ async def bus_turns() -> str | None:
     return f"the bus thread has not turned for {idle_s:.1f} s" if idle_s > BUS_STUCK_S else None
 
 
+@service.check(every_s=5, timeout_s=2, fails_after=None)
+def has_room() -> str | None:
+    """Degraded, and never unhealthy, while few more services can connect: a restart would not make room."""
+    return why_full(open_fds(), fd_limit)
+
+
 @service.check(every_s=1, timeout_s=1, fails_after=None)
 async def history_is_kept() -> str | None:
     """Degraded while what happens is not written down; nothing else of ATLAS needs it."""
@@ -67,6 +77,12 @@ def counts() -> dict[str, float]:
     """What was dropped, who is connected, and what is remembered."""
     counted = switchboard.all_counts() | {f"history_{name}": value for name, value in history.counts.items()}
     return {f"atlas_{name}": value for name, value in counted.items()}
+
+
+@service.exposition
+def everyone(own: DaemonStatus) -> str:
+    """The whole fleet in one scrape, ATLAS with it."""
+    return exposition(switchboard.measured({f"history_{name}": value for name, value in history.counts.items()}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ silent is unreachable, never dead: only the warden can say that a process ended.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bus.messages import (
@@ -184,6 +184,10 @@ class Fleet:
         self.nodes = {k: replace(n, heard_s=n.heard_s + late_s) for k, n in self.nodes.items()}
         self._rows = None
 
+    def copy_members(self) -> dict[str, Member]:
+        """The members as they are now, for another thread to look at while these change."""
+        return {name: Member(held.status, held.heard_s, held.reachable) for name, held in self.members.items()}
+
     # -- questions ----------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, tuple[Node, ProcessRow]]:
@@ -203,9 +207,7 @@ class Fleet:
 
     def views(self, now_s: float) -> tuple[ServiceView, ...]:
         """Every instance known, in order of name."""
-        rows = self.rows()
-        names = sorted(rows.keys() | self.members.keys())
-        return tuple(view(name, self.members.get(name), rows.get(name), now_s) for name in names)
+        return views(self.members, self.rows(), now_s)
 
     def node_views(self, now_s: float) -> tuple[NodeView, ...]:
         """Every host that a warden has told of, in order of name."""
@@ -272,6 +274,13 @@ def _changes(held: Member, status: DaemonStatus) -> Sequence[Happening]:
     if status.ooda_mode is not old.ooda_mode:
         changes.append(_happening(status, "ooda", f"mode {old.ooda_mode} → {status.ooda_mode}"))
     return changes
+
+
+def views(
+    members: Mapping[str, Member], rows: Mapping[str, tuple[Node, ProcessRow]], now_s: float
+) -> tuple[ServiceView, ...]:
+    """Every instance of these, in order of name."""
+    return tuple(view(name, members.get(name), rows.get(name), now_s) for name in sorted(rows.keys() | members.keys()))
 
 
 def view(name: str, member: Member | None, place: tuple[Node, ProcessRow] | None, now_s: float) -> ServiceView:

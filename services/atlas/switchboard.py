@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from threading import Event as ThreadEvent
 from threading import Lock, Thread
@@ -33,6 +33,7 @@ from bus.messages import (
     OperatorRequest,
     OrderAccepted,
     OrderRequest,
+    OutcomeKind,
     ProcessRow,
     Refusal,
     ServiceView,
@@ -40,11 +41,12 @@ from bus.messages import (
 )
 from bus.topics import topic_of
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
-from services.atlas.fleet import Fleet, Happening
+from services.atlas.fleet import Fleet, Happening, views
 from services.atlas.happened import Happened
 from services.atlas.hearing import Hearing
 from services.atlas.history import History
 from services.atlas.journal import Entry, Journal, boot_id
+from services.atlas.prometheus import Measured
 from services.atlas.why import answer_why
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Switchboard:
         self._events = Happened(history)
         self._event_seqs: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self._outcomes: Counter[tuple[str, OutcomeKind]] = Counter()
         self._named: set[tuple[str, bytes]] = set()
         self._hearing = Hearing(self._fleet, self._events, self._dropped)
         self._agent: Decoder[AgentMessage] = Decoder(AgentMessage)
@@ -100,8 +103,23 @@ class Switchboard:
 
     def views(self) -> tuple[ServiceView, ...]:
         """The fleet as it is now."""
+        with self._lock:  # for the copying only: 10,000 views take longer than the bus may wait
+            now_s, members, rows = time.monotonic(), self._fleet.copy_members(), self._fleet.rows()
+        return views(members, rows, now_s)
+
+    def measured(self, counts: Mapping[str, int]) -> Measured:
+        """The fleet as Prometheus is to see it; these counts are told beside the switchboard's own."""
         with self._lock:
-            return self._fleet.views(time.monotonic())
+            now_s, members, rows = time.monotonic(), self._fleet.copy_members(), self._fleet.rows()
+            nodes, outcomes = dict(self._fleet.nodes), dict(self._outcomes)
+        return Measured(
+            now_s=now_s,
+            views=views(members, rows, now_s),
+            statuses={name: member.status for name, member in members.items()},
+            nodes=nodes,
+            counts={**self.all_counts(), **counts},
+            outcomes=outcomes,
+        )
 
     def events(self, limit: int) -> tuple[Event, ...]:
         """The newest events, oldest first."""
@@ -339,6 +357,8 @@ class Switchboard:
         return notes
 
     def _write_down(self, entry: Entry) -> None:
+        if entry.kind is not None:
+            self._outcomes[entry.request.verb, entry.kind] += 1
         self._journal.append(entry)
         self._coordinator.journal_problem = self._journal.problem
 
