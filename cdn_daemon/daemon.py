@@ -118,6 +118,7 @@ class CDNDaemon(ServiceDaemon):
         self._values: dict[str, float] = {}
         self._seq = 0
         self._said_version, self._said_mode = 0, self.ooda.mode
+        self._said_under_way = ""
         self._turn = 4
         """Half a second before the first report: what it says has been read by then, and ATLAS reached."""
         self._greets = False
@@ -185,6 +186,8 @@ class CDNDaemon(ServiceDaemon):
         if self._publisher is not None:
             self._publisher.publish(status)
         self._said_version, self._said_mode = self.health_monitor.version, self.ooda.mode
+        if self.lifecycle.phase is LifecyclePhase.DRAINING:
+            self._said_under_way = self._traffic.under_way()
         return status
 
     def handle_command(self, command: Command) -> Outcome | None:
@@ -320,8 +323,13 @@ class CDNDaemon(ServiceDaemon):
         reasons = self.health_monitor.reasons()
         if self.lifecycle.phase is LifecyclePhase.DRAINING:
             why = f" ({self._why})" if self._why else ""
-            return (f"draining{why}: {self._traffic.in_flight} in flight", *reasons)
+            return (f"draining{why}: {self._traffic.under_way()}{self._left()}", *reasons)
         return reasons
+
+    def _left(self) -> str:
+        """How long the drain may still take."""
+        until_s = self.lifecycle.drain_until_s
+        return "" if until_s is None else f", {max(0.0, until_s - DRAIN_SLACK_S - time.monotonic()):.1f} s left"
 
     # -- the thread ---------------------------------------------------------------------------------
 
@@ -464,8 +472,10 @@ class CDNDaemon(ServiceDaemon):
         """Whether the drain's time is over, and with it the process."""
         instruction = self.lifecycle.tick(now_s)
         if instruction is None:
+            if self._said_under_way != self._traffic.under_way():
+                self.report()
             return False
-        log.warning("the drain's deadline is over: ending with %d in flight", self._traffic.in_flight)
+        log.warning("the drain's deadline is over: ending with %s", self._traffic.under_way())
         self._phase_changed()
         self._do(instruction)
         return True

@@ -46,6 +46,8 @@ DAEMON_WAITS_S = 0.1
 """The daemon begins when the server listens, as what it imports would hold up the server; or after this long."""
 LAST_REPORT_S = 2.0
 READY_POLL_S = 0.1
+QUIET_S, QUIET_MAX_S = 0.1, 1.0
+"""A server that drains goes on accepting until nobody has asked for so long; and how long that may last."""
 WSGI_PERIOD_S = 5.0
 """How long all threads may be busy before that is a finding; twice as long, and the service is unhealthy."""
 TRIGGER_GRACE_S = 2.0
@@ -95,7 +97,7 @@ class _Host:
         LONG_CALLS.notifier = notifier
         self._socket = _listen(self._settings)
         self._traffic = Traffic()
-        self._app = ServiceApp(_application(service), self._traffic)
+        self._app = ServiceApp(_application(service), self._traffic, service.exposition_function)
         self._replacing_s: float | None = None
         self._is_done = False
         """Drained: nothing is left to be cut off."""
@@ -167,7 +169,7 @@ class _Host:
         )
         loop.call_later(DAEMON_WAITS_S, self._daemon.start)
         async with self._background():
-            await self._server.serve_until_drained(self._socket, self._listening)
+            await self._server.serve_until_drained(self._socket, self._listening, self._traffic)
             if self._draining is not None:
                 await self._draining
         self._is_done = True
@@ -209,7 +211,7 @@ class _Host:
         if self._service.background is None:
             yield
             return
-        task = asyncio.ensure_future(self._service.background())
+        task = self._count(asyncio.ensure_future(self._service.background()))
         task.add_done_callback(self._background_ended)
         try:
             yield
@@ -217,6 +219,16 @@ class _Host:
             task.cancel()
             with suppress(asyncio.CancelledError, Ended):
                 await task
+
+    def _count(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Have it among what is under way until it is done."""
+
+        def done(_: asyncio.Task[None]) -> None:
+            self._traffic.tasks -= 1
+
+        self._traffic.tasks += 1
+        task.add_done_callback(done)
+        return task
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -260,7 +272,7 @@ class _Host:
         if self._waiting is not None:
             self._waiting.cancel()
         self._server.drain()
-        self._draining = asyncio.ensure_future(self._finish_work())
+        self._draining = self._count(asyncio.ensure_future(self._finish_work()))
 
     async def _finish_work(self) -> None:
         try:
@@ -318,7 +330,7 @@ class _Server(uvicorn.Server):
 
     _drain: asyncio.Event | None = None
 
-    async def serve_until_drained(self, listener: socket.socket, listening: Any) -> None:
+    async def serve_until_drained(self, listener: socket.socket, listening: Any, traffic: Traffic) -> None:
         self._drain = asyncio.Event()
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
@@ -332,7 +344,21 @@ class _Server(uvicorn.Server):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._drain.wait(), timeout=1.0)
             await self.on_tick(0)  # the Date header
+        await self._be_quiet(traffic)
         await self.shutdown(sockets=[listener])
+
+    async def _be_quiet(self, traffic: Traffic) -> None:
+        """Whoever routes here is being told to route elsewhere: refuse nobody until that has been heard.
+
+        A request that meets a connection which is just being closed is lost, and not every request may be sent twice.
+        """
+        until_s = time.monotonic() + QUIET_MAX_S
+        asked = -1
+        while self.server_state.connections and asked != traffic.requests + traffic.in_flight:
+            if time.monotonic() >= until_s:
+                return
+            asked = traffic.requests + traffic.in_flight
+            await asyncio.sleep(QUIET_S)
 
     def drain(self) -> None:
         """Stop accepting and finish; on the loop."""

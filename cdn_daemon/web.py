@@ -7,13 +7,15 @@ service's own application, and is counted.
 
 from __future__ import annotations
 
-import re
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 import msgspec
 
 from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, OodaMode, OodaPhase
+from cdn_daemon.exposition import CONTENT_TYPE, exposition
 from cdn_daemon.ooda import Cycle, OodaLoop
 from cdn_daemon.service import ASGIApp
 
@@ -21,17 +23,33 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+log = logging.getLogger(__name__)
+
 _MODE_BYTES = 1024
-_METRIC = re.compile(r'(?P<name>[a-z_:][a-z0-9_:]*)(\{(?P<labels>[a-z_]+="[^"\\\n]*"(,[a-z_]+="[^"\\\n]*")*)\})?')
-"""``name`` or ``name{label="value"}``; other metrics are on the bus but not in this format."""
+_FRAMEWORKS_500 = b"Internal Server Error"
+"""Starlette and others answer so, in plain text, when an application raises; then they let it rise further."""
 
 
 class Traffic:
-    """Requests and WebSockets: under way, and done."""
+    """What is under way in the service, and how much is done."""
 
     def __init__(self) -> None:
         self.in_flight = 0
+        """Requests and WebSockets."""
+        self.websockets = 0
+        self.tasks = 0
+        """Of the service's own: its background task, its main function, its drain."""
         self.requests = 0
+
+    def under_way(self) -> str:
+        """For people: ``3 requests, 1 websocket, 2 background tasks``, or ``nothing in flight``."""
+        counts = (
+            (self.in_flight - self.websockets, "request"),
+            (self.websockets, "websocket"),
+            (self.tasks, "background task"),
+        )
+        parts = [f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count]
+        return ", ".join(parts) or "nothing in flight"
 
 
 class Subject(Protocol):
@@ -84,11 +102,36 @@ def error_body(status: int, what: str, *, value: Any = None, limit: Any = None, 
     return msgspec.json.encode({"error": ErrorDetail(status=status, what=what, value=value, limit=limit, next=next)})
 
 
+class _Answer:
+    """An answer on its way out, but that of a framework that says 500 in its own words and then raises."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[MutableMapping[str, Any]] = []
+        self.has_begun = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if not self.has_begun and (message.get("status") == 500 or message.get("body") == _FRAMEWORKS_500):
+            self._held.append(message)
+            return
+        await self.release()
+        self.has_begun = True
+        await self._send(message)
+
+    async def release(self) -> None:
+        """Send what was held: it was the application's own."""
+        held, self._held = self._held, []
+        for message in held:
+            self.has_begun = True
+            await self._send(message)
+
+
 class ServiceApp:
     """The ASGI application that is served: the framework's answers around the author's."""
 
-    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic, expose: Callable[[DaemonStatus], str] | None = None) -> None:
         self._app = app
+        self._expose = expose
         self._traffic = traffic
         self.subject: Subject | None = None
         """Set once the daemon exists, before the server listens."""
@@ -103,12 +146,30 @@ class ServiceApp:
             if answer is not None:
                 await answer(self, self.subject, scope, receive, send)
                 return
-        self._traffic.in_flight += 1
+        traffic, is_websocket = self._traffic, scope["type"] == "websocket"
+        traffic.in_flight += 1
+        traffic.websockets += is_websocket
         try:
-            await self._app(scope, receive, send)
+            if is_websocket:
+                await self._app(scope, receive, send)
+            else:
+                await self._answer_even_if_it_raises(scope, receive, send)
         finally:
-            self._traffic.in_flight -= 1
-            self._traffic.requests += 1
+            traffic.in_flight -= 1
+            traffic.websockets -= is_websocket
+            traffic.requests += 1
+
+    async def _answer_even_if_it_raises(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            if answer.has_begun:
+                raise  # the server logs it, and closes the connection, so that nobody takes it for whole
+            log.error("cannot answer %s %s", scope["method"], scope["path"], exc_info=True)
+            await _answer(scope, send, 500, error_body(500, "cannot answer: the service has a fault; see its log"))
+            return
+        await answer.release()
 
     async def _livez(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
         status = subject.status()
@@ -121,8 +182,11 @@ class ServiceApp:
         await _answer(scope, send, 200 if ready else 503, msgspec.json.encode(body))
 
     async def _metrics(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
-        body = exposition(subject.status()).encode()
-        await _answer(scope, send, 200, body, b"text/plain; version=0.0.4; charset=utf-8")
+        if self._expose is None:
+            text = exposition(subject.status())
+        else:
+            text = await asyncio.to_thread(self._expose, subject.status())
+        await _answer(scope, send, 200, text.encode(), CONTENT_TYPE.encode())
 
     async def _ooda(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
         status, loop = subject.status(), subject.ooda
@@ -219,39 +283,3 @@ async def _answer(
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *(extra or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def exposition(status: DaemonStatus) -> str:
-    """The status in Prometheus' text format 0.0.4; names and units by its conventions."""
-    vitals, metrics = status.metrics.vitals, status.metrics
-    labels = f'{{service="{status.service}",instance_id="{status.instance}"}}'
-    lines: list[str] = []
-
-    def put(name: str, kind: str, help_: str, value: float | None) -> None:
-        if value is not None:
-            lines.extend((f"# HELP {name} {help_}", f"# TYPE {name} {kind}", f"{name}{labels} {value!r}"))
-
-    ready = status.phase is LifecyclePhase.SERVING and status.health is not HealthStatus.UNHEALTHY
-    put("cdn_service_ready", "gauge", "1 if the service takes traffic.", int(ready))
-    put("cdn_service_healthy", "gauge", "1 if every health check passes.", int(status.health is HealthStatus.HEALTHY))
-    put("cdn_service_incarnation", "gauge", "Counts the starts of this instance.", status.incarnation)
-    put("cdn_service_uptime_seconds", "gauge", "Time since the process began.", status.uptime_s)
-    put("cdn_service_requests_total", "counter", "Requests answered.", metrics.requests)
-    put("cdn_service_requests_in_flight", "gauge", "Requests not yet answered.", metrics.in_flight)
-    put("cdn_service_cpu_cores", "gauge", "Processor use over the last second, in cores.", vitals.cpu_cores)
-    put("cdn_service_resident_memory_bytes", "gauge", "Resident memory.", vitals.rss_bytes)
-    put("cdn_service_open_fds", "gauge", "Open file descriptors.", vitals.fds)
-    put("cdn_service_threads", "gauge", "Threads.", vitals.threads)
-    put("cdn_service_loop_lag_seconds", "gauge", "How long the service's loop takes to answer.", vitals.loop_lag_s)
-    described = ""
-    for key, value in sorted(metrics.values.items()):
-        match = _METRIC.fullmatch(key)
-        if match is None:
-            continue
-        name, own = match["name"], match["labels"] or ""
-        if name != described:
-            described = name
-            kind = "counter" if name.endswith("_total") else "gauge"
-            lines.extend((f"# HELP {name} See the service's documentation.", f"# TYPE {name} {kind}"))
-        lines.append(f"{name}{labels[:-1]}{',' if own else ''}{own}}} {value!r}")
-    return "\n".join(lines) + "\n"

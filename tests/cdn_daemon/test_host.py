@@ -8,15 +8,20 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from bus.broker import Broker
+from bus.codec import Decoder
 from bus.endpoints import RunDir
+from bus.messages import DaemonStatus, LifecyclePhase, Telemetry
 from tests.support import ServiceProcess, free_port, until
 
 Spawn = Callable[..., ServiceProcess]
@@ -86,6 +91,64 @@ def test_sigterm_drains(spawn: Spawn, run_path: Path) -> None:
     assert answers == [(200, b"slow but done")]
     assert tiny.wait() == 0
     assert not list((run_path / "stacks").iterdir())
+
+
+def test_a_drain_says_how_it_goes(spawn: Spawn, run_dir: RunDir) -> None:
+    """What is still under way, and for how long it may be, are the reason in its status, and change as it ends."""
+    broker = Broker(run_dir)
+    tiny = spawn(CDN_DRAIN_S="600")
+    url = tiny.url()
+    clients = [Thread(target=tiny.get, args=(f"/wait?for={name}",)) for name in ("first", "second")]
+    for client in clients:
+        client.start()
+    reasons: list[str] = []
+    decoder: Decoder[Telemetry] = Decoder(Telemetry)
+
+    def heard(text: str) -> bool:
+        for _, frame in broker.turn(0.02).telemetry:
+            status = decoder.decode(frame)
+            assert isinstance(status, DaemonStatus)
+            if status.phase is LifecyclePhase.DRAINING:
+                reasons.extend(status.reasons)
+        return any(re.fullmatch(rf"draining: {text}, (600\.0|5\d\d\.\d) s left", reason) for reason in reasons)
+
+    try:
+        until(lambda: b'in_flight{service="tiny",instance_id="tiny"} 2' in urlopen(f"{url}/metrics").read())
+        os.kill(tiny.pid, signal.SIGTERM)
+        until(lambda: heard("2 requests, 1 background task"), what=f"{reasons}")
+        (run_dir.path / "first").touch()
+        until(lambda: heard("1 request, 1 background task"), what=f"{reasons}")
+        (run_dir.path / "second").touch()
+        assert tiny.wait() == 0
+    finally:
+        broker.close()
+        for name in ("first", "second"):
+            (run_dir.path / name).touch()
+        for client in clients:
+            client.join()
+
+
+@pytest.mark.parametrize(("path", "log"), [("/raises", "this service is broken"), ("/own500", "")])
+def test_what_raises_is_answered(spawn: Spawn, path: str, log: str) -> None:
+    """In the form of every refusal, and logged; a 500 of the application's own goes out as it is."""
+    tiny = spawn()
+    status, body = tiny.get(path)
+    assert status == 500
+    if log:
+        what = "cannot answer: the service has a fault; see its log"
+        assert json.loads(body) == {"error": {"status": 500, "what": what}}
+        assert log in tiny.log()
+    else:
+        assert body == b"Internal Server Error"
+    assert tiny.get("/") == (200, b"hello")
+
+
+def test_an_answer_that_breaks_off(spawn: Spawn) -> None:
+    """It cannot be taken back, so its client sees that it is not whole."""
+    tiny = spawn()
+    with pytest.raises(IncompleteRead), urlopen(f"{tiny.url()}/raises?late=1") as answer:
+        answer.read()
+    assert tiny.get("/") == (200, b"hello")
 
 
 def test_a_drain_ends_at_its_deadline(spawn: Spawn) -> None:

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from threading import Lock, Thread
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -27,6 +28,30 @@ async def slow(request: Request) -> Response:
     """Answers after ?s= seconds."""
     await asyncio.sleep(float(request.query_params["s"]))
     return PlainTextResponse("slow but done")
+
+
+async def wait(request: Request) -> Response:
+    """Answers once there is a file called ?for= in the run directory."""
+    while not os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], request.query_params["for"])):
+        await asyncio.sleep(0.02)
+    return PlainTextResponse("there it is")
+
+
+async def raises(request: Request) -> Response:
+    """Raises; with a query, after having begun to answer."""
+    if not request.query_params:
+        raise RuntimeError("this service is broken")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one piece"
+        raise RuntimeError("this answer is broken")
+
+    return StreamingResponse(pieces())
+
+
+async def own_500(request: Request) -> Response:
+    """A 500 in the application's own words."""
+    return PlainTextResponse("Internal Server Error", status_code=500)
 
 
 async def block(request: Request) -> Response:
@@ -104,6 +129,9 @@ app = Starlette(
     routes=[
         Route("/", hello),
         Route("/slow", slow),
+        Route("/wait", wait),
+        Route("/raises", raises),
+        Route("/own500", own_500),
         Route("/block", block),
         Route("/declared", declared),
         Route("/leak", leak),
