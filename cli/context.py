@@ -7,6 +7,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import click
 from bus.endpoints import RunDir, default_run_dir
 from cli.durations import Duration
 from cli.exits import Exit, Problem
-from cli.rendering import Screen
+from cli.rendering import Format, Output, Screen
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -98,7 +99,57 @@ def names_argument(*, required: bool) -> Callable[[Function], Function]:
     return click.argument("names", nargs=-1, required=required, metavar="NAME..." if required else "[NAME]...")
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; the exit code is the same.")
+def output_options(
+    *, formats: Sequence[Format] = tuple(Format), sort: Sequence[str] = ()
+) -> Callable[[Function], Function]:
+    """Give a command -o, --json, --no-headers and --sort; its function gets one ``output``.
+
+    ``sort`` is what it can be sorted by.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def with_output(*args: Any, **kwargs: Any) -> Any:
+            format_ = Format(kwargs.pop("output_format"))
+            output = Output(
+                Format.JSON if kwargs.pop("as_json") else format_,
+                headers=not kwargs.pop("no_headers", False),
+                sort=kwargs.pop("sort_by", None) or "",
+            )
+            return function(*args, output=output, **kwargs)
+
+        decorated: Any = with_output
+        options = [
+            click.option(
+                "-o",
+                "--output",
+                "output_format",
+                type=click.Choice([str(format_) for format_ in formats]),
+                default=str(formats[0]),
+                show_default=True,
+                help="How to print it.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="The same as -o json."),
+        ]
+        if Format.WIDE in formats:
+            options.append(click.option("--no-headers", is_flag=True, help="No column names and no closing line."))
+        if sort:
+            words = [f"{sign}{word}" for word in sort for sign in ("", "-")]
+            options.append(
+                click.option(
+                    "--sort",
+                    "sort_by",
+                    type=click.Choice(words, case_sensitive=False),
+                    metavar="COLUMN",
+                    help=f"Sort by {', '.join(sort)}; numbers begin with the largest. -COLUMN turns it round.",
+                )
+            )
+        for option in reversed(options):
+            decorated = option(decorated)
+        result: Function = decorated
+        return result
+
+    return decorate
 
 
 def timeout_option(default: str) -> Callable[[Function], Function]:

@@ -14,9 +14,12 @@ LONGEST_S = 3600.0
 
 
 class Duration(click.ParamType[float]):
-    """A duration in seconds, over 0 and at most 1h."""
+    """A duration in seconds, over 0 and at most ``longest_s``."""
 
     name = "duration"
+
+    def __init__(self, longest_s: float = LONGEST_S) -> None:
+        self._longest_s = longest_s
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Seconds; a usage error if it is none."""
@@ -26,6 +29,6 @@ class Duration(click.ParamType[float]):
         if found is None:
             self.fail(f"{value!r} is not a duration; write it as 500ms, 30s or 2m", param, ctx)
         seconds = float(found[1]) * _UNITS_S[found[2]]
-        if not 0 < seconds <= LONGEST_S:
-            self.fail(f"{value!r} must be over 0 and at most 1h", param, ctx)
+        if not 0 < seconds <= self._longest_s:
+            self.fail(f"{value!r} must be over 0 and at most {self._longest_s / 3600:g}h", param, ctx)
         return seconds

@@ -23,10 +23,40 @@ COMMANDS = {
     "start": "Start services and wait until they are ready.",
     "stop": "Stop services; what is in flight is finished first.",
     "restart": "Stop services if they run, then start them.",
+    "reload": "Have services read their configuration again.",
+    "signal": "Send services a signal.",
+    "scale": "Run so many instances of a service.",
+    "enable": "Let services be started again.",
+    "disable": "Stop services, and keep them down.",
+    "reset-failed": "Forget the failures of services.",
+    "maintenance": "Have services not judged while you work on them.",
     "logs": "Show the end of services' logs, and follow them.",
     "events": "Show what happened, and watch what happens.",
+    "wait": "Wait until services are ready, healthy or stopped.",
+    "is-active": "Say whether services run.",
+    "is-failed": "Say whether services have failed.",
+    "completion": "Print what makes a shell complete cdnctl's words.",
+    "version": "Show the version.",
 }
-"""Each is ``command`` in the module cli.commands.NAME; its help text begins with this line."""
+"""In the order of ``cdnctl --help``; the help text of each begins with this line."""
+
+ALIASES = {"ls": "status", "kill": "signal"}
+"""What operators have in their fingers from elsewhere."""
+
+_TOGETHER = {
+    "reload": "signals",
+    "signal": "signals",
+    "enable": "standing",
+    "disable": "standing",
+    "reset-failed": "standing",
+    "maintenance": "standing",
+    "wait": "questions",
+    "is-active": "questions",
+    "is-failed": "questions",
+    "completion": "shell",
+    "version": "shell",
+}
+"""Commands that share a module of cli.commands; there each is ``NAME_command``. The others are ``command`` in NAME."""
 
 EPILOG = """\b
 Examples:
@@ -34,6 +64,7 @@ Examples:
   cdnctl status '*fabric'          some of it; names may be globs
   cdnctl restart cdn-data-fabric   drain it, and wait until the next one is ready
   cdnctl logs -f gateway-primary   follow its log
+  cdnctl ls, cdnctl kill           status and signal
 
 \b
 Exit codes:
@@ -54,10 +85,12 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import it, if there is one."""
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module = __import__(f"cli.commands.{cmd_name}", fromlist=["command"])
-        command: click.Command = module.command
+        word = name.replace("-", "_")
+        module = __import__(f"cli.commands.{_TOGETHER.get(name, word)}", fromlist=["command"])
+        command: click.Command = getattr(module, f"{word}_command" if name in _TOGETHER else "command")
         return command
 
     def invoke(self, ctx: click.Context) -> object:

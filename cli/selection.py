@@ -39,6 +39,13 @@ def select(fleet: Sequence[ServiceView], patterns: Iterable[str]) -> Selection:
     return Selection(services, unknown)
 
 
+def exactly(fleet: Sequence[ServiceView], names: Iterable[str]) -> Selection:
+    """The instances of just these names."""
+    wanted = tuple(dict.fromkeys(names))
+    services = tuple(view for view in fleet if view.instance in wanted)
+    return Selection(services, tuple(name for name in wanted if all(name != view.instance for view in services)))
+
+
 def has_daemon(view: ServiceView) -> bool:
     """Whether a daemon was ever heard for it."""
     return view.seen_s is not None or view.phase is not None
@@ -63,6 +70,22 @@ def is_well(view: ServiceView) -> bool:
     if not has_daemon(view) and view.health is HealthStatus.UNKNOWN:
         return True
     return view.phase in (None, LifecyclePhase.SERVING) and view.health is HealthStatus.HEALTHY
+
+
+def is_ready(view: ServiceView) -> bool:
+    """Whether it runs and serves, be it badly."""
+    serves = view.phase is LifecyclePhase.SERVING if has_daemon(view) else True
+    return view.state is ProcessState.RUNNING and serves and view.health is not HealthStatus.UNHEALTHY
+
+
+def is_healthy(view: ServiceView) -> bool:
+    """Whether it is ready and well."""
+    return is_ready(view) and is_well(view)
+
+
+def is_stopped(view: ServiceView) -> bool:
+    """Whether it has no process, and nobody is about to give it one."""
+    return view.pid is None and view.state in (ProcessState.STOPPED, ProcessState.EXITED, ProcessState.FATAL)
 
 
 def exit_of(views: Iterable[ServiceView]) -> Exit:

@@ -61,6 +61,27 @@ def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
     return Fleet(by_supervisord(run_dir, doing, gone=gone))
 
 
+class Watch:
+    """The fleet looked at again and again: by ATLAS, or while it is silent by supervisord, which is said once."""
+
+    def __init__(self, run_dir: RunDir, doing: str) -> None:
+        self._run_dir = run_dir
+        self._doing = doing
+        self._said = ""
+
+    def look(self) -> tuple[ServiceView, ...]:
+        """Every service as it is now. Raises Problem if nobody can tell."""
+        try:
+            return ask_fleet(self._run_dir).services
+        except (AtlasSilent, Refused) as error:
+            why = SILENCE if isinstance(error, AtlasSilent) else str(error)
+        if why != self._said:
+            refuse_absent(self._run_dir, Exit.UNKNOWN)
+            say(f"{why}; asking supervisord")
+            self._said = why
+        return by_supervisord(self._run_dir, self._doing, gone=Exit.UNKNOWN)
+
+
 def _is_whole(run_dir: RunDir, reply: FleetReply) -> bool:
     """Whether ATLAS has the warden's word for every process of this host, and that supervisord still listens.
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 
 from bus.endpoints import RunDir
+from cli.answers import document, json_line
 from cli.belonging import belonging, topmost
-from cli.context import json_option, run_dir_of, say, timeout_option, write
+from cli.context import output_options, run_dir_of, say, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of, recorded_pid
 from cli.launching import alone
 from cli.progress import Mark, Progress
-from cli.rendering import json_line
+from cli.rendering import Format, Output
 
 _LOOK_S = 0.1
 _GRACE_S = 15.0
@@ -27,9 +28,9 @@ _GRACE_S = 15.0
 
 @click.command("down")
 @timeout_option("60s")
-@json_option
+@output_options(formats=(Format.TABLE, Format.JSON, Format.JSONL, Format.NAME))
 @click.pass_context
-def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
+def command(ctx: click.Context, timeout_s: float, output: Output) -> int:
     """Stop every service, then supervisord.
 
     supervisord stops its programs in reverse order, each of which drains; this returns when all processes are
@@ -51,8 +52,10 @@ def command(ctx: click.Context, timeout_s: float, as_json: bool) -> int:
         if found := _shut_down(run_dir):
             wait(found, deadline_s, timeout_s, ended)
         _end_what_is_left(run_dir, deadline_s, timeout_s, ended)
-        if as_json:
-            write(json_line({"schema_version": 1, "ended": ended}))
+        if output.format is Format.JSON:
+            write(document({"ended": ended}))
+        elif output.is_machine:
+            write([json_line({"name": name}) if output.format is Format.JSONL else name for name in ended])
         elif not ended:
             say(f"already down: no fleet runs in {run_dir.path}")
         else:

@@ -11,19 +11,11 @@ from bus.endpoints import RunDir
 from bus.messages import Event
 from bus.subscriber import Subscriber
 from bus.topics import EVENT
+from cli.answers import EVENTS, event_line, event_object, json_line, listed
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
-from cli.context import names_argument, run_dir_of, say, stdout_screen, watch_reader, write
+from cli.context import names_argument, output_options, run_dir_of, say, stdout_screen, watch_reader, write
 from cli.exits import Exit, Problem
-from cli.rendering import (
-    EVENT_COLUMNS,
-    Screen,
-    event_cells,
-    event_line,
-    event_object,
-    events_document,
-    json_line,
-    table,
-)
+from cli.rendering import Format, Output, Screen
 from cli.selection import matches
 from cli.view import refuse_absent
 
@@ -38,13 +30,13 @@ _WAKE_S = 0.5
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="How many events to begin with."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: one document, or with -f one object a line.")
+@output_options(sort=EVENTS.sortable)
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> int:
+def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, output: Output) -> int:
     """Show what happened, and watch what happens.
 
     State changes, restarts, health, commands and their outcome, as ATLAS heard of them; NAME is an instance
-    or a glob. Times are local; JSON has them as RFC 3339 in UTC.
+    or a glob. Times are local; JSON has them as RFC 3339 in UTC, and with -f is one object a line.
 
     Exit code: 0 shown, 4 ATLAS does not answer, 130 interrupted.
 
@@ -62,14 +54,11 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
         events = _wanted(_asked(run_dir, _ALL if names else lines), names)[-lines:] if lines else []
         screen = stdout_screen()
         if feed is None:
-            if as_json:
-                write(events_document(events))
-            elif events:
-                write(table(EVENT_COLUMNS, [event_cells(event) for event in events], screen))
-            else:
+            write(listed(EVENTS, events, output, screen))
+            if not events and not output.is_machine:
                 say("no events")
             return Exit.OK
-        _follow(feed, events, names, as_json, screen)
+        _follow(feed, events, names, output, screen)
     finally:
         if feed is not None:
             feed.close()
@@ -89,7 +78,7 @@ def _wanted(events: Sequence[Event], names: Sequence[str]) -> list[Event]:
     return [event for event in events if not names or any(matches(name, event.instance) for name in names)]
 
 
-def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], as_json: bool, screen: Screen) -> None:
+def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], output: Output, screen: Screen) -> None:
     """Write the events so far, then each new one, until interrupted."""
     seen: deque[str] = deque(maxlen=_REMEMBERED)
     known: set[str] = set()
@@ -101,8 +90,8 @@ def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], as_
             known.discard(seen[0])
         seen.append(event.id)
         known.add(event.id)
-        if as_json:
-            write(json_line(event_object(event)))
+        if output.is_machine:
+            write(event.instance if output.format is Format.NAME else json_line(event_object(event)))
         else:
             write(event_line(event, screen))
 

@@ -8,10 +8,21 @@ from pathlib import Path
 import click
 
 from bus.endpoints import RunDir
-from cli.context import names_argument, run_dir_of, say, stdout_screen, unknown_names, watch_reader, write_bytes
+from cli.answers import json_line
+from cli.context import (
+    names_argument,
+    output_options,
+    run_dir_of,
+    say,
+    stdout_screen,
+    unknown_names,
+    watch_reader,
+    write,
+    write_bytes,
+)
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
-from cli.rendering import Screen, json_line, paint
+from cli.rendering import Format, Output, Screen, paint
 from cli.selection import matches
 from cli.tailing import Tail
 
@@ -25,13 +36,14 @@ _COLOURS = ("cyan", "yellow", "green", "red")
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="How many lines to begin with."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with name and line.")
+@output_options(formats=(Format.TABLE, Format.JSONL, Format.JSON, Format.NAME))
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> int:
+def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, output: Output) -> int:
     """Show the end of services' logs, and follow them.
 
     The log is what the service wrote to stdout and stderr. Following goes on across rotation and restarts.
-    With several services every line begins with the name of its own.
+    With several services every line begins with the name of its own. JSON is one object a line, with name and
+    line; -o name prints the paths of the log files.
 
     Exit code: 0 shown, 4 a name is unknown or its log cannot be read, 130 interrupted.
 
@@ -41,7 +53,10 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
       cdnctl logs -f -n 100 '*fabric' atlas
     """
     logs = _chosen(run_dir_of(ctx), names)
-    writer = _Writer(list(logs), as_json, stdout_screen())
+    if output.format is Format.NAME:
+        write([str(path) for path in logs.values()])
+        return Exit.OK
+    writer = _Writer(list(logs), output.is_machine, stdout_screen())
     tails = {name: Tail(path) for name, path in logs.items()}
     try:
         for name, tail in tails.items():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from bus.messages import Verb
 from cli.commands._order import order_options, run
+from cli.rendering import Output
 
 
 @click.command("start")
-@order_options
+@order_options()
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: bool, as_json: bool) -> int:
+def command(ctx: click.Context, /, names: tuple[str, ...], output: Output, **options: Any) -> int:
     """Start services and wait until they are ready.
 
     Done is a service that runs and says that it is ready; a program without a daemon is done when it runs.
@@ -23,7 +26,7 @@ def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: 
     \b
     Examples:
       cdnctl start gateway-primary
-      cdnctl start '*' --timeout 2m
+      cdnctl start --all --yes --timeout 2m
       cdnctl start cdn-data-fabric --no-wait
     """
-    return run(ctx, Verb.START, names, timeout_s=timeout_s, wait=wait, as_json=as_json)
+    return run(ctx, Verb.START, names, output=output, **options)

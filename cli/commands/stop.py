@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from bus.messages import Verb
 from cli.commands._order import order_options, run
+from cli.rendering import Output
 
 
 @click.command("stop")
-@order_options
+@order_options()
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: bool, as_json: bool) -> int:
+def command(ctx: click.Context, /, names: tuple[str, ...], output: Output, **options: Any) -> int:
     """Stop services; what is in flight is finished first.
 
     A stopped service stays down until it is started. What does not end within its stopwaitsecs of
@@ -23,6 +26,6 @@ def command(ctx: click.Context, names: tuple[str, ...], timeout_s: float, wait: 
     \b
     Examples:
       cdnctl stop gateway-primary
-      cdnctl stop '*' --json
+      cdnctl stop '*fabric' -o json
     """
-    return run(ctx, Verb.STOP, names, timeout_s=timeout_s, wait=wait, as_json=as_json)
+    return run(ctx, Verb.STOP, names, output=output, **options)

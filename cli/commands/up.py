@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from bus.messages import Verb
-from cli.context import json_option, run_dir_of, say, stdout_screen, timeout_option, write
+from cli.answers import addresses, services
+from cli.context import output_options, run_dir_of, say, stdout_screen, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
 from cli.launching import Plan, end_of_log, last_lines, launch, made_ready, plan, running
 from cli.progress import Progress
 from cli.readiness import Standing
-from cli.rendering import addresses, clean, status_document, status_table
+from cli.rendering import Output, clean
 from cli.rising import Rise
 from cli.supervised import DOWN, tell
 
@@ -26,9 +27,9 @@ _LOG_LINES = 6
     "-c", "--config", metavar="CONF", help="The configuration. Default: $CDN_CONFIG, else ./supervisord.conf."
 )
 @timeout_option("60s")
-@json_option
+@output_options()
 @click.pass_context
-def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: bool) -> int:
+def command(ctx: click.Context, config: str | None, timeout_s: float, output: Output) -> int:
     """Start the fleet and wait until it is ready.
 
     supervisord goes to the background and starts the programs of its configuration; when all that are to be
@@ -64,11 +65,9 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, as_json: b
         if rise is not None:
             say("the fleet goes on starting; see it with cdnctl status, end it with cdnctl down")
         raise
-    if as_json:
-        write(status_document(rise.services))
-    else:
-        reachable = addresses(rise.services, stdout_screen())
-        write([*status_table(rise.services, stdout_screen()), *([""] if reachable else []), *reachable])
+    shown = services(rise.services, output, stdout_screen())
+    reachable = [] if output.is_machine or not output.headers else addresses(rise.services, stdout_screen())
+    write([*shown, *([""] if reachable else []), *reachable])
     place = planned.run_dir.path
     if place.resolve() != run_dir_of(ctx).path.resolve():
         say(f"its run directory is {place}; for the other commands: export CDN_RUN_DIR={place}")

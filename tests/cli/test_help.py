@@ -69,7 +69,9 @@ def test_version(run_path: Path) -> None:
 
 def test_help_imports_click_and_little_else() -> None:
     """Nothing outside cli/main.py and cli/exits.py that click, or the interpreter itself, does not have already."""
-    script = "import sys, click; before = set(sys.modules); import cli.main; before.add('gc'); print(*sorted(set(sys.modules) - before))"
+    script = (
+        "import sys, click; before = {*sys.modules, 'gc'}; import cli.main; print(*sorted(set(sys.modules) - before))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["cli", "cli.exits", "cli.main"]
 

@@ -8,29 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import Event, HealthStatus, OrderOutcome, OutcomeKind, ProcessState, Verb
-from cli.rendering import (
-    STATUS_COLUMNS,
-    Cell,
-    Screen,
+from bus.messages import Event, HealthStatus, OrderOutcome, OutcomeKind, ProcessState, ServiceView, Verb
+from cli.answers import (
+    SERVICES,
     addresses,
-    clean,
     closing,
-    columns,
-    cpu,
-    duration,
     event_cells,
     event_line,
     event_object,
+    ordered,
     outcome_line,
-    outcomes_document,
-    size,
-    status_document,
-    status_table,
-    table,
+    outcomes,
+    services,
 )
+from cli.rendering import Cell, Format, Output, Screen, clean, columns, cpu, duration, size, table
 from tests.cli.support import plain, view
 
+TABLE, JSON = Output(), Output(Format.JSON)
 PIPE = Screen()
 DOWN = {"pid": None, "uptime_s": None, "health": HealthStatus.UNKNOWN, "phase": None, "address": None}
 
@@ -83,8 +77,10 @@ def test_cpu_is_percent_of_one_core(cores: float | None, text: str) -> None:
 
 def test_the_status_table_is_for_people_and_for_awk() -> None:
     """The columns are named as documented, and every cell off a terminal is one word but the last."""
-    lines = status_table([view("atlas"), view("web", state=ProcessState.FATAL, reason="gave up after 5", **DOWN)], PIPE)
-    assert tuple(lines[0].split()) == STATUS_COLUMNS
+    lines = services(
+        [view("atlas"), view("web", state=ProcessState.FATAL, reason="gave up after 5", **DOWN)], TABLE, PIPE
+    )
+    assert lines[0].split() == ["NAME", "STATE", "HEALTH", "PID", "UPTIME", "RESTARTS", "CPU", "MEM", "SEEN", "REASON"]
     assert lines[1].split() == ["atlas", "RUNNING", "healthy", "4711", "1h01m", "0", "2.1%", "33.0MiB", "0.2s", "-"]
     assert lines[2].split(maxsplit=9)[9] == "gave up after 5"
     assert lines[-1] == "1 running, 1 fatal"
@@ -108,14 +104,14 @@ def test_the_closing_line_counts(views: list[object], text: str) -> None:
 def test_a_pipe_is_never_cut_and_never_coloured() -> None:
     """A reason of any length stays on its line, without escapes."""
     reason = "x" * 500
-    lines = status_table([view("a", reason=reason)], PIPE)
+    lines = services([view("a", reason=reason)], TABLE, PIPE)
     assert reason in lines[1]
     assert "\x1b" not in "".join(lines)
 
 
 def test_a_terminal_has_colours() -> None:
     """Where the screen has them."""
-    assert "\x1b[32mRUNNING\x1b[0m" in status_table([view("a")], Screen(width=200, colour=True))[1]
+    assert "\x1b[32mRUNNING\x1b[0m" in services([view("a")], TABLE, Screen(width=200, colour=True))[1]
 
 
 @given(
@@ -152,15 +148,47 @@ def test_addresses_are_those_that_listen() -> None:
 
 def test_the_status_document_has_the_schema() -> None:
     """Exactly the documented keys, raw bytes and seconds, unknown as null."""
-    document = json.loads(status_document([view("atlas"), plain("job", restarts=None)]))
+    document = json.loads(services([view("atlas"), plain("job", restarts=None)], JSON, PIPE)[0])
     assert document["schema_version"] == 1
-    keys = (
-        "service instance host state health phase ooda_phase pid incarnation uptime_s restarts cpu_cores rss_bytes "
-        "seen_s reason address ooda_mode shedding enabled maintenance loop_lag_s in_flight requests"
-    )
-    assert list(document["services"][0]) == keys.split()
+    assert list(document["services"][0]) == list(ServiceView.__struct_fields__)
     assert document["services"][0]["rss_bytes"] == 33 * 2**20
     assert document["services"][1]["restarts"] is None
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"),
+    [
+        ("", ["b", "a", "c"]),
+        ("name", ["a", "b", "c"]),
+        ("-name", ["c", "b", "a"]),
+        ("CPU", ["a", "b", "c"]),
+        ("-cpu", ["b", "a", "c"]),
+    ],
+)
+def test_sorted_by_a_column(sort: str, names: list[str]) -> None:
+    """Words from a to z, numbers from the largest; what is unknown comes last, whichever way."""
+    views = [view("b", cpu_cores=0.1), view("a", cpu_cores=0.5), view("c", cpu_cores=None)]
+    assert [found.instance for found in ordered(SERVICES, views, sort)] == names
+
+
+@pytest.mark.parametrize("column", SERVICES.sortable)
+def test_every_column_can_be_sorted_by(column: str) -> None:
+    """Also where services are without it."""
+    views = [view("b"), plain("a"), view("c", restarts=None, uptime_s=None, reason="x")]
+    for sort in (column, f"-{column}"):
+        assert {found.instance for found in ordered(SERVICES, views, sort)} == {"a", "b", "c"}
+
+
+def test_the_forms_of_the_status() -> None:
+    """Wide has every column, jsonl an object a line, name names only, and no headers no closing line either."""
+    views = [view("a"), plain("b")]
+    wide = services(views, Output(Format.WIDE), PIPE)
+    assert wide[0].split() == [column.header for column in SERVICES.columns]
+    assert [json.loads(line)["instance"] for line in services(views, Output(Format.JSONL), PIPE)] == ["a", "b"]
+    assert services(views, Output(Format.NAME), PIPE) == ["a", "b"]
+    assert [line.split()[0] for line in services(views, Output(headers=False), PIPE)] == ["a", "b"]
+    assert services([], TABLE, PIPE) == ["no services"]
+    assert services([], Output(headers=False), PIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +212,7 @@ def test_every_outcome_is_a_line(kind: OutcomeKind, reason: str, text: str) -> N
 def test_outcomes_are_a_document() -> None:
     """One object for each name."""
     outcome = OrderOutcome(id="1", name="web", kind=OutcomeKind.DONE, incarnation=4, took_s=0.4123)
-    assert json.loads(outcomes_document(Verb.STOP, [outcome])) == {
+    assert json.loads(outcomes(Verb.STOP, [outcome], JSON, PIPE)[0]) == {
         "schema_version": 1,
         "outcomes": [
             {"name": "web", "verb": "stop", "outcome": "done", "reason": "", "incarnation": 4, "took_s": 0.412}
