@@ -28,6 +28,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 NAMED_MAX = 100
 """Services that a 404 names."""
+INSTANCES_TRIED_MAX = 3
+"""By one request: when a service is scaled down, several go at once."""
 CONTINUE_S = 1.0
 """How long a client that expects 100 Continue waits for the instance to say so; then it is said for it."""
 
@@ -165,7 +167,7 @@ class Proxy:
         fresh = False
         while True:
             target = self._balance.pick(request.service, targets, tried)
-            assert target is not None  # targets is not empty, and at most len(targets) - 1 were tried
+            assert target is not None  # fewer were tried than there are
             exchange = _Exchange(request, target, self._settings, receive, send)
             try:
                 with self._ledger.attempt(target):
@@ -175,9 +177,12 @@ class Proxy:
             except UpstreamError as error:
                 if exchange.started:
                     return
-                if exchange.reused and error.unanswered and request.repeatable and not fresh:
-                    fresh = True  # closed while it was idle, so the instance never saw the request
-                elif error.kind in CONNECT_KINDS and len(targets) > 1 and not tried:
+                has_another = len(tried) + 1 < min(len(targets), INSTANCES_TRIED_MAX)
+                if error.unanswered and request.repeatable and not fresh and (exchange.reused or has_another):
+                    fresh = True
+                    if not exchange.reused:  # else it was closed while it was idle, and never saw the request
+                        tried.append(target)
+                elif error.kind in CONNECT_KINDS and has_another:
                     tried.append(target)  # nothing was sent, so any method may go to another
                 else:
                     raise error.refusal(target.service, target.instance) from error

@@ -19,7 +19,7 @@ from cdn_daemon.web import Receive, Scope, Send
 from services.gateway.balance import Balance, Ledger
 from services.gateway.errors import CONNECT_KINDS, UpstreamError, connect_failed, connect_timeout
 from services.gateway.headers import HeaderList, response_headers
-from services.gateway.proxy import Request, admit, targets_of
+from services.gateway.proxy import INSTANCES_TRIED_MAX, Request, admit, targets_of
 from services.gateway.routes import Table, Target
 from services.gateway.settings import GatewaySettings
 
@@ -71,15 +71,15 @@ class Tunnel:
         tried: list[Target] = []
         while True:
             target = self._balance.pick(request.service, targets, tried)
-            assert target is not None  # there is one, and a second is only looked for where there are two
+            assert target is not None  # fewer were tried than there are
             try:
                 with self._ledger.attempt(target):
                     await self._through(request, target, scope, receive, send)
                 return
             except UpstreamError as error:
-                if tried or len(targets) < 2 or error.kind not in CONNECT_KINDS:
-                    raise error.refusal(target.service, target.instance) from error
                 tried.append(target)
+                if error.kind not in CONNECT_KINDS or len(tried) >= min(len(targets), INSTANCES_TRIED_MAX):
+                    raise error.refusal(target.service, target.instance) from error
 
     async def _through(self, request: Request, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:

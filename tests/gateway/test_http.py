@@ -312,6 +312,51 @@ def test_round_robin_and_the_next_instance_when_one_is_gone(fleet: Fleet) -> Non
             assert fleet.ask("POST", "/turns/", "Content-Length: 1", body=b"x").status == 200
 
 
+def test_two_dead_of_three_cost_no_request_an_answer(fleet: Fleet) -> None:
+    """As when a service is scaled down: the third is found, also by what may be sent once only."""
+
+    def script(peer: Peer) -> None:
+        while head := peer.head():
+            if head.startswith(b"POST"):
+                peer.body(1)
+            peer.send(ok(b"alive"))
+
+    with fleet.instance("three", script, instance="three-a"):
+        for name in ("three-b", "three-c"):
+            fleet.bus.say(status_of("three", instance=name, address=dead_address()))
+            until(lambda: fleet.ask("GET", "/three/").body == b"alive", what=f"{name} is survived")
+            failed = f'gateway_upstream_failures_total{{upstream="{name}",kind="connect_failed"}}'
+            until(lambda: fleet.ask("GET", "/three/").status == 200 and failed in fleet.metrics(), what=failed)  # noqa: B023
+        for _ in range(6):
+            assert fleet.ask("POST", "/three/", "Content-Length: 1", body=b"x").body == b"alive"
+
+
+def test_what_may_be_sent_twice_goes_to_another_when_an_instance_dies_of_it(fleet: Fleet) -> None:
+    """Once; what may not be, and what nobody survives, ends with 502."""
+
+    def dies(peer: Peer) -> None:
+        peer.head()
+
+    def lives(peer: Peer) -> None:
+        while head := peer.head():
+            if b"deadly" in head:
+                return
+            if head.startswith(b"POST"):
+                peer.body(1)
+            peer.send(ok(b"alive"))
+
+    with fleet.instance("mortal", lives, instance="mortal-a"):
+        fleet.routed("mortal")
+        with fleet.instance("mortal", dies, instance="mortal-b") as mortal:
+            until(lambda: fleet.ask("GET", "/mortal/").status == 200 and mortal.connections > 2, what="both are asked")
+            for _ in range(6):
+                assert fleet.ask("GET", "/mortal/").body == b"alive"
+            posted = [fleet.ask("POST", "/mortal/", "Content-Length: 1", body=b"x").status for _ in range(4)]
+            assert sorted(posted) == [200, 200, 502, 502]
+            refused = fleet.ask("GET", "/mortal/deadly")
+            assert (refused.status, refused.error["value"]) == (502, "closed")
+
+
 def test_draining_unhealthy_and_unaddressed_instances_get_nothing(fleet: Fleet) -> None:
     """503 with Retry-After when nobody serves; traffic again when somebody does."""
     with fleet.instance("resting", echoing_heads) as instance:
