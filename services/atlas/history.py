@@ -289,7 +289,7 @@ class History:
             begins = held is None or held[0] != status.incarnation
             if begins and held is not None:
                 self._batch.last_heard.append((held[2], name, held[0]))
-            if begins or turn % FLUSH_S == 0 or status.phase is LifecyclePhase.STOPPED:
+            if begins or turn % (FLUSH_S * every) == 0 or status.phase is LifecyclePhase.STOPPED:
                 self._batch.lives.append(_life(status, now_s))
             if begins or turn % every == 0 or status.phase is LifecyclePhase.STOPPED:
                 self._heard[name] = (status.incarnation, status.seq, now_s)

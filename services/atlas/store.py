@@ -4,8 +4,8 @@ Metrics are chunks of samples.py: some ten samples in a row of ``seconds``, and 
 they come to by the minute, a quarter of an hour in a row of ``minutes``, rolled up
 from what is on disk, so that nothing but the last seconds is lost with the process.
 Keys begin with the time: writing appends, and pruning takes whole pages from the
-front. A row for every sample was measured at 70 bytes of file, this is at 14; a
-thousand services at 1 s cost about 1 % of a core, rolling up included.
+front. A row for each sample was measured at 37 bytes of file, this is at 14; a
+thousand services at 1 s cost 1 % of a core, rolling up included, and 50 MB an hour.
 
 WAL with synchronous=NORMAL: what is written survives the process, not the machine,
 on which every process that it is about ends too; the file stays whole either way.
