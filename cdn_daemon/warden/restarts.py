@@ -61,6 +61,8 @@ class Restarts:
         self._touched = touched
         self._environment = environment
         self._ended = ended
+        self._ended_now: list[tuple[Path, PostMortem]] = []
+        self._ended_before: list[tuple[Path, PostMortem]] = []
 
     # -- starts -------------------------------------------------------------------------------------------
 
@@ -265,13 +267,24 @@ class Restarts:
             stacks=postmortem.take_stacks(self._run_dir / "stacks", pid),
             log_tail=postmortem.tail(program.log, postmortem.MAX_LOG_BYTES),
         )
-        postmortem.write(life.postmortem, report)
+        self._ended_now.append((life.postmortem, report))
+
+    def write_postmortems(self) -> bool:
+        """Write those of the ends before this turn of the loop, in which restarts go first; whether there are more."""
+        ready, self._ended_before, self._ended_now = self._ended_before, self._ended_now, []
+        for path, report in ready:
+            self._write(path, report)
+        return bool(self._ended_before)
+
+    @guarded(None)
+    def _write(self, path: Path, report: PostMortem) -> None:
+        postmortem.write(path, report)
         if not report.ordered_by:
-            self._logger.info(f"post-mortem of '{program.name}' ({pid}): {life.postmortem}")
+            self._logger.info(f"post-mortem of '{report.name}' ({report.pid}): {path}")
 
     def _incarnation_of(self, program: Program, pid: int) -> int | None:
         """The number of the start that its own daemon has counted, if there was one."""
-        from cdn_daemon.claim import incarnation_of  # here: while programs are being spawned nobody has ended yet
+        from cdn_daemon.claim import incarnation_of  # not while programs are being spawned: see Warden._join_bus
 
         main_pid = program.now.main_pid if program.now is not None else None
         return incarnation_of(RunDir(self._run_dir).lock(program.name.rpartition(":")[2]), {pid, main_pid})

@@ -155,6 +155,8 @@ def _number(where: str, key: str, text: str, *, at_least: float) -> float:
 
 
 def _is_ours(command: str) -> bool:
+    if "cdn-run" not in command and "-m" not in command:
+        return False  # shlex takes its time
     try:
         words = shlex.split(command)
     except ValueError:

@@ -101,7 +101,7 @@ class Warden:
         self._waker = Waker(self._woken)
         reach.socket_map(self._supervisord)[self._waker.fileno()] = self._waker
         self._ticked_s = time.monotonic()
-        self._reported_s = self._ticked_s - REPORT_S + BUSY_TICK_S  # the bus is joined once programs are spawned
+        self._reported_s = self._ticked_s
         self._waker.every(BUSY_TICK_S)
         reach.calm_waiting_stops(self._supervisord)
         if not self._bailiff.become_subreaper():
@@ -121,7 +121,8 @@ class Warden:
 
     @guarded(None)
     def _join_bus(self) -> None:
-        """Loading ZeroMQ takes 20 ms, in which the programs can start already."""
+        """Once nobody is starting, or a second after the first start: loading ZeroMQ takes 20 ms of CPU."""
+        import cdn_daemon.claim  # noqa: F401 - for the first post-mortem; a program that has crashed is not to wait for it
         from cdn_daemon.warden.node import Node
 
         self._node = Node(
@@ -148,6 +149,8 @@ class Warden:
     @guarded(None)
     def close(self) -> None:
         """Give back what supervisord's loop and the kernel hold for us."""
+        while self._restarts.write_postmortems():
+            continue
         node, self._node = self._node, None
         if node is not None:
             reach.forget_fd(self._supervisord, node.fd)
@@ -223,6 +226,8 @@ class Warden:
             self._hear()
             self._look(late_s, now_s)
             self._orders_came()  # ZeroMQ's descriptor tells of a change only; one may be lost to our own sending
+        if self._restarts.write_postmortems() and self._waker is not None:
+            self._waker.wake()
         self._tell(now_s)
 
     @guarded(None)
@@ -283,6 +288,8 @@ class Warden:
             self._bailiff.sweep(self._table.pids(), now_s)
         if self._waker is not None:
             self._waker.every(BUSY_TICK_S if is_busy or self._watch.has_suspects else TICK_S)
+        if self._node is None and not is_busy:
+            self._join_bus()
 
     def _convict(self, program: Program, verdict: str, first: signal.Signals, now_s: float) -> None:
         assert program.now is not None

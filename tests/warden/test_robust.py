@@ -58,7 +58,7 @@ def test_an_error_inside_is_survived_counted_and_shown(run_dir: Path, atlas: Fak
         os.kill(pid, signal.SIGKILL)
         until(lambda: atlas.row("web", "RUNNING").restarts == 1, what="replaced")
         until(lambda: atlas.counts().get("errors", 0) >= 1, what="counted")
-        assert "_after_end" in atlas.statuses[-1].last_error
+        assert "_write" in atlas.statuses[-1].last_error
         assert "Traceback" in fleet.log()
 
 
