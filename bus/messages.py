@@ -178,6 +178,8 @@ class DaemonStatus(Struct, frozen=True, kw_only=True, gc=False, tag_field="type"
     address: str | None = None
     """Base URL of the service's server, such as ``http://127.0.0.1:18100``; None before it listens."""
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
+    limits: Limits | None = None
+    """The bands in effect, as declared, set by its environment and changed since; None: it does not tell."""
 
 
 class ProcessRow(Struct, frozen=True, kw_only=True):

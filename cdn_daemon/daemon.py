@@ -246,8 +246,8 @@ class CDNDaemon(ServiceDaemon):
         if problems:
             return self._outcome(command, OutcomeKind.REJECTED, "; ".join(problems))
         log.info("limits set by %s: %s", command.asked_by, limits)
-        self._guard.keeper.change(limits)
-        return self._outcome(command, OutcomeKind.DONE)
+        self._guard.change(limits)
+        return self._outcome(command, OutcomeKind.DONE, status=self.report())
 
     def _direct(self) -> None:
         """Begin with the next directive: the service's own function does it."""
@@ -317,6 +317,7 @@ class CDNDaemon(ServiceDaemon):
             shedding=self._shedding,
             address=self._address if self.lifecycle.phase is LifecyclePhase.SERVING else None,
             metrics=self.metrics(),
+            limits=self._guard.keeper.limits,
         )
 
     def _reasons(self) -> tuple[str, ...]:

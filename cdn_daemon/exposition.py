@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase
+from cdn_daemon.limits import bands
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,6 +61,12 @@ def framework_metrics(status: DaemonStatus) -> list[str]:
     put("cdn_service_open_fds", "gauge", "Open file descriptors.", vitals.fds)
     put("cdn_service_threads", "gauge", "Threads.", vitals.threads)
     put("cdn_service_loop_lag_seconds", "gauge", "How long the service's loop takes to answer.", vitals.loop_lag_s)
+    for name, band in bands(status.limits).items() if status.limits is not None else ():
+        levels = (("soft", band.soft), ("hard", band.hard))
+        of_each = [(f'{who[:-1]},level="{level}"}}', value) for level, value in levels]
+        lines.extend(
+            family(f"cdn_limit_{name}", "gauge", f"Limit of {name} over the process and its children.", of_each)
+        )
     return lines
 
 

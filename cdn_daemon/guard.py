@@ -81,6 +81,11 @@ class Guard:
         for problem in beyond_machine(limits):
             health.find("limits", HealthStatus.DEGRADED, problem)
 
+    def change(self, limits: Limits) -> None:
+        """Use these bands; those that are None stay as they are."""
+        self.keeper.change(limits)
+        self._calm_below = -math.inf
+
     def tick(self, now_s: float, turn: int) -> Demand | None:
         """Look, and say what has to be done; REPLACE is said again at every tick. Turns go from 0 to TURNS - 1."""
         demand, pulse, look = None, self.pulse, self._looks[turn]

@@ -12,6 +12,7 @@ import pytest
 
 from bus.endpoints import RunDir
 from bus.messages import Band, Limits, Outcome, OutcomeKind, SetLimits
+from cdn_daemon.guard import DEFAULT_LOOP_LAG
 from cdn_daemon.limits import MiB
 from tests.cdn_daemon.test_commands import Commander
 from tests.support import ServiceProcess, is_running, until
@@ -127,7 +128,7 @@ def test_limits_beyond_the_machine(spawn: Spawn) -> None:
 
 
 def test_set_limits(spawn: Spawn, run_dir: RunDir) -> None:
-    """A command changes them live; contradictions are rejected with the reason."""
+    """A command changes them live, and its outcome and /metrics tell them; contradictions are rejected."""
     tiny = spawn()
     tiny.url()
     with Commander(run_dir) as commander:
@@ -138,6 +139,10 @@ def test_set_limits(spawn: Spawn, run_dir: RunDir) -> None:
         assert (outcome.kind, outcome.reason) == (OutcomeKind.REJECTED, "cannot limit fds: soft=10 is over hard=5")
         commander.send(SetLimits(limits=Limits(rss_bytes=Band(soft=1e18))), "c2")
         assert commander.hear(Outcome, id="c2").kind is OutcomeKind.REJECTED
+        commander.send(SetLimits(limits=Limits(children=Band(soft=7, hard=9))), "c0")
+        limits = commander.hear(Outcome, id="c0").status.limits
+        assert (limits.children, limits.loop_lag_s) == (Band(soft=7, hard=9), DEFAULT_LOOP_LAG)
+        assert re.search(rb'cdn_limit_children\{.*,level="hard"\} 9', tiny.get("/metrics")[1])
         commander.send(SetLimits(limits=Limits(threads=Band(soft=1, hard=2))), "c3")
         assert commander.hear(Outcome, id="c3").kind is OutcomeKind.DONE
         assert tiny.wait() == 75
