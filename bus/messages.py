@@ -30,6 +30,18 @@ checks each name when it first hears it, so that nothing else reaches the feed."
 ProcessName = Annotated[str, Meta(min_length=1, max_length=256)]
 """A process of supervisord's, in whatever words its configuration has; supervisor refuses blanks, ':' and '/'."""
 
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""A count or a size: what every language and SQLite can hold."""
+
+Seconds = Annotated[float, Meta(ge=0.0, le=1e12)]
+"""A duration, or CLOCK_MONOTONIC; never NaN."""
+
+Shift = Annotated[float, Meta(ge=-1e12, le=1e12)]
+"""A difference of two readings of supervisord's clock, which is the wall's: negative if that was set back."""
+
+UnixTime = Annotated[float, Meta(ge=0.0, le=253_402_300_799.0)]
+"""Seconds since 1970, to the end of the year 9999. A clock may be wrong, but not so wrong that no date can be told."""
+
 
 def is_name(text: str) -> bool:
     """Whether it is a Name."""
@@ -123,16 +135,16 @@ class Verb(StrEnum):
 class Vitals(Struct, frozen=True, kw_only=True, gc=False):
     """A process as the operating system sees it, sampled once a second."""
 
-    rss_bytes: int | None = None
-    cpu_cores: float | None = None
-    fds: int | None = None
-    threads: int | None = None
-    children: int | None = None
-    loop_lag_s: float | None = None
+    rss_bytes: Whole | None = None
+    cpu_cores: Annotated[float, Meta(ge=0.0, le=1e6)] | None = None
+    fds: Whole | None = None
+    threads: Whole | None = None
+    children: Whole | None = None
+    loop_lag_s: Seconds | None = None
     """Age of the oldest pulse that the service's own loop has not answered, or its last answer time."""
-    tick_late_s: float | None = None
+    tick_late_s: Seconds | None = None
     """99th percentile of how late the daemon's ticks began, over the last minute."""
-    tick_body_s: float | None = None
+    tick_body_s: Seconds | None = None
     """99th percentile of how long a tick's work took, over the last minute."""
 
 
@@ -140,9 +152,9 @@ class ServiceMetrics(Struct, frozen=True, kw_only=True, gc=False):
     """What a service measures: the framework's vitals, and numbers of its own by name."""
 
     vitals: Vitals = field(default_factory=Vitals)
-    in_flight: int = 0
+    in_flight: Whole = 0
     """Requests accepted and not yet answered."""
-    requests: int = 0
+    requests: Whole = 0
     """Requests answered since the process began."""
     values: dict[str, float] = field(default_factory=dict)
     """The service's own metrics, named as Prometheus would (``rows_written_total``)."""
@@ -155,17 +167,17 @@ class DaemonStatus(Struct, frozen=True, kw_only=True, gc=False, tag_field="type"
     instance: UncheckedName
     """Unique in the fleet; the same as service unless it has several instances."""
     host: UncheckedName
-    incarnation: int
+    incarnation: Whole
     """Counts the starts of this instance in its run directory: a larger one is a later start."""
-    seq: int
+    seq: Whole
     """1, 2, 3 … within one incarnation; a gap is a lost message."""
-    pid: int
-    time_s: float
+    pid: Whole
+    time_s: UnixTime
     """Unix time at the sender."""
-    monotonic_s: float
+    monotonic_s: Seconds
     """CLOCK_MONOTONIC at the sender; only differences mean anything."""
-    uptime_s: float
-    restarts: int = 0
+    uptime_s: Seconds
+    restarts: Whole = 0
     """Starts of this instance under the present supervisor, less the first."""
     phase: LifecyclePhase = LifecyclePhase.STARTING
     health: HealthStatus = HealthStatus.UNKNOWN
@@ -188,16 +200,16 @@ class ProcessRow(Struct, frozen=True, kw_only=True):
     name: ProcessName
     """supervisor's name: ``program``, or ``group:process`` where they differ."""
     state: ProcessState
-    pid: int | None = None
-    uptime_s: float | None = None
+    pid: Whole | None = None
+    uptime_s: Shift | None = None
     """Seconds since the process was spawned; None when there is none."""
-    restarts: int = 0
+    restarts: Whole = 0
     """Starts since supervisord began, less the first."""
     wait_status: int | None = None
     """Raw status of waitpid(2) of the last process that ended; None if none has."""
     reason: str = ""
     """Why it is not running, in words; empty when it is."""
-    next_try_s: float | None = None
+    next_try_s: Shift | None = None
     """Seconds until supervisord tries again, when it is backing off."""
     log: str | None = None
     """Path of the file that holds its output on that host."""
@@ -215,12 +227,12 @@ class NodeStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="node_
     """What the warden inside supervisord says of its host's processes."""
 
     host: Name
-    incarnation: int
+    incarnation: Whole
     """Counts supervisord's starts in its run directory."""
-    seq: int
-    pid: int
-    time_s: float
-    monotonic_s: float
+    seq: Whole
+    pid: Whole
+    time_s: UnixTime
+    monotonic_s: Seconds
     processes: tuple[ProcessRow, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     """The warden's own counters: errors survived, datagrams refused, verdicts, …"""
@@ -233,14 +245,14 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
     id: str
     source: Name
     """Who says so: an instance, or a host's warden as ``warden@HOST``."""
-    incarnation: int
+    incarnation: Whole
     """The source's own."""
-    seq: int
+    seq: Whole
     """1, 2, 3 … within one source, incarnation and topic."""
-    time_s: float
+    time_s: UnixTime
     host: Name
     instance: ProcessName
-    subject_incarnation: int | None = None
+    subject_incarnation: Whole | None = None
     kind: str
     """One word: state, health, restart, command, unreachable, …"""
     text: str
@@ -611,7 +623,15 @@ class WhyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """How many of its ends."""
 
 
-OperatorRequest = FleetRequest | EventsRequest | OrderRequest | CommandsRequest | WhyRequest
+class SnapshotRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="snapshot_request"
+):
+    """What has been said last on each topic that has a last value? For subscribers who must know that they have all."""
+
+    id: str
+
+
+OperatorRequest = FleetRequest | EventsRequest | OrderRequest | CommandsRequest | WhyRequest | SnapshotRequest
 
 
 class CommandView(Struct, frozen=True, kw_only=True):
@@ -748,6 +768,16 @@ class WhyReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="why_rep
     incarnations: tuple[IncarnationView, ...]
 
 
+class SnapshotReply(Struct, frozen=True, kw_only=True, tag_field="type", tag="snapshot_reply"):
+    """Some of the last values; all of them once ``left`` is 0."""
+
+    id: str
+    left: int
+    """Replies that follow this one."""
+    frames: tuple[bytes, ...]
+    """Each a status of a service or of a node, byte for byte as it was on the feed."""
+
+
 class OrderAccepted(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_accepted"):
     """ATLAS has the order, and will follow each command in it to its outcome."""
 
@@ -785,5 +815,13 @@ class Refusal(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"
 
 
 OperatorReply = (
-    FleetReply | EventsReply | CommandsReply | WhyReply | OrderAccepted | OrderProgress | OrderOutcome | Refusal
+    FleetReply
+    | EventsReply
+    | CommandsReply
+    | WhyReply
+    | SnapshotReply
+    | OrderAccepted
+    | OrderProgress
+    | OrderOutcome
+    | Refusal
 )

@@ -10,10 +10,28 @@ from collections.abc import Callable, Iterable, Iterator
 
 from bus.broker import Broker, Frames
 from bus.codec import Decoder, FrameError
-from bus.messages import DaemonStatus, Event, NodeStatus, Telemetry
+from bus.messages import DaemonStatus, Event, NodeStatus, SnapshotReply, Telemetry
 from bus.topics import topic_of
 from services.atlas.fleet import MAX_MEMBERS, Fleet, Happening, Refused
 from services.atlas.happened import Happened
+
+_PART_BYTES = 256 << 10
+
+
+def in_parts(id_: str, frames: Iterable[bytes]) -> list[SnapshotReply]:
+    """The frames as replies of a size that passes; one reply at least."""
+    parts: list[list[bytes]] = [[]]
+    size_bytes = 0
+    for frame in frames:
+        if parts[-1] and size_bytes + len(frame) > _PART_BYTES:
+            parts.append([])
+            size_bytes = 0
+        parts[-1].append(frame)
+        size_bytes += len(frame)
+    return [
+        SnapshotReply(id=id_, left=len(parts) - number, frames=tuple(part))
+        for number, part in enumerate(parts, start=1)
+    ]
 
 
 class Hearing:

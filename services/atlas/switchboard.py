@@ -37,13 +37,14 @@ from bus.messages import (
     ProcessRow,
     Refusal,
     ServiceView,
+    SnapshotRequest,
     WhyRequest,
 )
 from bus.topics import topic_of
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
 from services.atlas.fleet import Fleet, Happening, views
 from services.atlas.happened import Happened
-from services.atlas.hearing import Hearing
+from services.atlas.hearing import Hearing, in_parts
 from services.atlas.history import History
 from services.atlas.journal import Entry, Journal, boot_id
 from services.atlas.prometheus import Measured
@@ -307,6 +308,9 @@ class Switchboard:
                 self._reply(broker, routing_id, reply)
             case EventsRequest():
                 self._reply(broker, routing_id, EventsReply(id=request.id, events=self._events.newest(request.limit)))
+            case SnapshotRequest():
+                for part in in_parts(request.id, broker.last_frames()):
+                    self._reply(broker, routing_id, part)
             case WhyRequest():
                 self._take_why(broker, request, routing_id, now_s)
             case CommandsRequest():

@@ -153,6 +153,8 @@ SAMPLES = (
     ),
     m.FleetReply(id="r1", services=(VIEW,), counts={"malformed": 1}),
     m.EventsReply(id="r1", events=(EVENT,)),
+    m.SnapshotRequest(id="r1"),
+    m.SnapshotReply(id="r1", left=0, frames=(b"\x81",)),
     m.OrderAccepted(id="r1", commands={"a": "c1"}),
     m.OrderProgress(id="r1", name="a", text="draining"),
     m.OrderOutcome(id="r1", name="a", kind=m.OutcomeKind.FAILED, reason="fatal", incarnation=43, took_s=0.5),

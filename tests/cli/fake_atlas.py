@@ -27,6 +27,7 @@ from bus.messages import (
     OrderRequest,
     OutcomeKind,
     Refusal,
+    SnapshotRequest,
     ServiceView,
     WhyReply,
     WhyRequest,
@@ -111,6 +112,8 @@ class FakeAtlas:
                 return [CommandsReply(id=request.id, commands=self.commands)]
             case WhyRequest():
                 return [WhyReply(id=request.id, name=request.name, incarnations=self.lives)]
+            case SnapshotRequest():
+                return [Refusal(id=request.id, reason="nobody has asked for that so far")]
 
     @staticmethod
     def _obey(request: OrderRequest) -> Replies:
