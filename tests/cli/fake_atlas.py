@@ -27,8 +27,8 @@ from bus.messages import (
     OrderRequest,
     OutcomeKind,
     Refusal,
-    SnapshotRequest,
     ServiceView,
+    SnapshotRequest,
     WhyReply,
     WhyRequest,
 )
