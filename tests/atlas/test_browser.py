@@ -62,11 +62,12 @@ def test_a_night_at_the_page(run_dir: RunDir, tab: Tab, artifacts: Path) -> None
         },
         "later": {"command": "python -m tests.cdn_daemon.tiny", "autostart": "false"},
     }
+    programs["twin"] = {**programs["tiny"], "environment": 'CDN_PORT="0",CDN_INSTANCE="twin"'}
     with Supervisord(run_dir.path, programs) as supervisord:
         until(lambda: run_dir.operator_token.exists())
         tab.go(f"http://127.0.0.1:{port}/")
         tab.wait_for('[data-name="tiny"]', "running", "healthy")
-        tab.wait_for(".summary", "3 services", "1 stopped", "2 healthy")
+        tab.wait_for(".summary", "4 services", "1 stopped", "3 healthy")
         photograph(tab, artifacts, "fleet")
 
         tab.press("/")
@@ -106,8 +107,17 @@ def test_a_night_at_the_page(run_dir: RunDir, tab: Tab, artifacts: Path) -> None
         photograph(tab, artifacts, "service")
 
         tab.press("Escape")
-        tab.wait_for(".summary", "3 services")
+        tab.wait_for(".summary", "4 services")
         assert tab.js("document.activeElement.textContent") == "tiny"
+        tab.press("/")
+        tab.type("t state:running")
+        tab.wait_for(".summary", "3 shown")
+        tab.type(" name:i")
+        tab.click(".controls button", "Restart these 2…")
+        tab.wait_for("dialog", "Restart 2 services", "tiny, twin", "At a time")
+        tab.press("Enter")
+        tab.wait_for(".toast", "restart 2 services: 2 of 2 done")
+        assert len(tab.js("sessionStorage.getItem('atlas-operator-token')")) > 40
         tab.press("Escape")
         tab.wait_for('[data-name="later"]', "stopped")
     assert [problem for problem in tab.problems if "401" not in problem] == []

@@ -1,22 +1,30 @@
 // Orders: asked for once more, given with the operator's token, and followed to their outcome.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { el } from "./dom.js";
-import { took } from "./format.js";
+import { plural, took } from "./format.js";
 import { Toast } from "./toasts.js";
 import { forgetToken, keepToken, token } from "./token.js";
-import { get } from "./api.js";
 import { programOf } from "./verbs.js";
 
 const TIMEOUT_S = 60;
 const POLL_MS = 1000;
 const GIVE_UP_MS = 15000;
 
-/** Ask whether to do this to the service; what follows is told in a toast. */
+/** Ask whether to do this to one service; what follows is told in a toast. */
 export function confirmCommand(state, spec, row) {
   const name = spec.ofProgram ? programOf(row, state.services) : row.instance;
   const instances = [...state.services.values()].filter((other) => programOf(other, state.services) === name).length;
-  const fields = (spec.fields ?? []).map((field) => fieldOf(field, field.value(row, instances)));
+  ask(state, spec, [name], (field) => field.value(instances, row));
+}
+
+/** Ask whether to do this to all of these. */
+export function confirmForAll(state, spec, names) {
+  ask(state, spec, names, (field) => field.value());
+}
+
+function ask(state, spec, names, valueOf) {
+  const fields = (spec.fields ?? []).map((field) => fieldOf(field, valueOf(field)));
   const problem = el("p", { class: "problem", role: "alert", hidden: true });
   const tokenInput = el("input", { type: "password", name: "token", autocomplete: "off", spellcheck: "false", required: true });
   const tokenField = el(
@@ -28,15 +36,16 @@ export function confirmCommand(state, spec, row) {
   );
   tokenInput.disabled = tokenField.hidden;
   const label = spec.label.replace("…", "");
-  const submit = el("button", { class: spec.danger ? "danger" : "primary", text: label });
+  const submit = el("button", { class: spec.danger ? "danger" : "primary", text: spec.do ?? label });
   const dialog = el(
     "dialog",
     { class: "ask", "aria-labelledby": "ask-title", "aria-describedby": "ask-say" },
     el(
       "form",
       { method: "dialog" },
-      el("h2", { id: "ask-title" }, `${label} `, el("span", { class: "subject", text: name })),
+      el("h2", { id: "ask-title" }, `${spec.title ?? label} `, el("span", { class: "subject", text: subjectOf(names) })),
       el("p", { id: "ask-say", text: spec.say }),
+      names.length > 1 ? el("p", { class: "names", text: names.join(", "), tabindex: "0" }) : null,
       ...fields.map((field) => field.element),
       tokenField,
       problem,
@@ -54,12 +63,12 @@ export function confirmCommand(state, spec, row) {
     event.preventDefault();
     if (!tokenField.hidden) keepToken(tokenInput.value);
     submit.disabled = true;
-    const order = { verb: spec.verb, names: [name], timeout_s: TIMEOUT_S, ...spec.with };
+    const order = { verb: spec.verb, names, timeout_s: TIMEOUT_S, ...spec.with };
     for (const field of fields) if (field.read() !== null) order[field.name] = field.read();
     try {
       const answer = await post("commands", order, token(), key);
       dialog.close();
-      for (const [subject, id] of Object.entries(answer.commands)) follow(state, spec.verb, subject, id);
+      follow(state, `${spec.verb} ${subjectOf(names)}`, new Set(Object.values(answer.commands)));
     } catch (error) {
       if (error.status === 401 || error.status === 429) {
         forgetToken();
@@ -112,28 +121,35 @@ export function outcomeWords(command) {
   return command.kind === "done" ? `done${time}${reason}` : `${ENDS[command.kind]}${reason}`;
 }
 
-/** Tell how it goes, from the live feed, and by asking while that says nothing. */
-function follow(state, verb, name, id) {
-  const toast = new Toast(`${verb} ${name}: sent`);
+/** Tell how an order goes: from the live feed, and by asking while that says nothing. */
+function follow(state, what, ids) {
+  const toast = new Toast(`${what}: sent`);
+  const known = new Map();
   let heardAt = performance.now();
-  const take = (command) => {
+  const take = (commands) => {
+    const ours = commands.filter((command) => ids.has(command.id));
+    if (!ours.length) return;
     heardAt = performance.now();
-    const text = `${verb} ${name}: ${outcomeWords(command)}`;
-    if (command.kind === null) {
+    for (const command of ours) known.set(command.id, command);
+    const all = [...known.values()];
+    const text = `${what}: ${ids.size === 1 ? outcomeWords(all[0]) : summaryWords(all, ids.size)}`;
+    if (all.length < ids.size || all.some((command) => command.kind === null)) {
       toast.say(text);
       return;
     }
     finish();
-    toast.end(text, command.kind === "done");
+    toast.end(text, all.every((command) => command.kind === "done"));
   };
-  const onNews = ({ detail }) => detail.commands.filter((command) => command.id === id).forEach(take);
+  const onNews = ({ detail }) => take(detail.commands);
   const timer = setInterval(async () => {
+    if (performance.now() - heardAt < POLL_MS) return;
+    const open = [...ids].find((id) => (known.get(id)?.kind ?? null) === null);
     try {
-      take(await get(`commands/${id}`));
+      take([await get(`commands/${open}`)]);
     } catch {
       if (performance.now() - heardAt < GIVE_UP_MS) return;
       finish();
-      toast.end(`${verb} ${name}: ATLAS does not say what became of it; see its commands below`, false);
+      toast.end(`${what}: ATLAS does not say what became of it; see Commands`, false);
     }
   }, POLL_MS);
   const finish = () => {
@@ -141,6 +157,15 @@ function follow(state, verb, name, id) {
     state.removeEventListener("news", onNews);
   };
   state.addEventListener("news", onNews);
-  const known = state.commands.get(id);
-  if (known) take(known);
+  take([...state.commands.values()]);
+}
+
+function summaryWords(commands, total) {
+  const done = commands.filter((command) => command.kind === "done").length;
+  const bad = commands.find((command) => command.kind !== null && command.kind !== "done");
+  return `${done} of ${total} done${bad ? `; ${bad.name} ${outcomeWords(bad)}` : ""}`;
+}
+
+function subjectOf(names) {
+  return names.length === 1 ? names[0] : plural(names.length, "service");
 }

@@ -1,15 +1,18 @@
 // The fleet at a glance. Of a thousand services, only the rows in sight are in the document.
 
+import { confirmForAll } from "./commands.js";
 import { el, glyph, setAttribute, setText } from "./dom.js";
 import { plural } from "./format.js";
 import { filterOf, ordered } from "./order.js";
 import { prefill } from "./prefill.js";
 import { COLUMNS, Row } from "./row.js";
 import { CATEGORIES } from "./state.js";
+import { ROLLING } from "./verbs.js";
 
 const SPARE_ROWS = 6;
 const RESORT_MS = 2000;
 const SPARED_ROWS = 60;
+const TOGETHER_MOST = 1000;
 
 export class FleetView {
   #state;
@@ -91,6 +94,11 @@ export class FleetView {
       oninput: () => this.#relist(),
     });
     this.filter.addEventListener("keydown", (event) => this.#onFilterKey(event));
+    this.together = el("button", {
+      type: "button",
+      hidden: true,
+      onclick: () => confirmForAll(this.#state, ROLLING, [...this.#names].sort()),
+    });
     this.sorting = el("select", { class: "sorting", "aria-label": "Sort by", onchange: () => this.#sortBy(this.sorting.value) });
     for (const { key, label } of COLUMNS) this.sorting.append(el("option", { value: key, text: `by ${label.toLowerCase()}` }));
     this.sorting.value = this.#sort.key;
@@ -122,6 +130,7 @@ export class FleetView {
           el("div", { class: "chips", role: "group", "aria-label": "Only those that are" }, ...chips),
           el("div", { class: "filter" }, this.filter, el("kbd", { text: "/", "aria-hidden": "true" })),
           this.sorting,
+          this.together,
         ),
       ),
       this.list,
@@ -257,6 +266,9 @@ export class FleetView {
     const hosts = new Set(all.map((row) => row.host).filter(Boolean));
     const shown = this.#names.length < all.length ? `${this.#names.length} shown` : "";
     setText(this.of, [hosts.size > 1 ? `on ${hosts.size} hosts` : "", shown].filter(Boolean).join(", "));
+    const isSome = this.#names.length > 1 && this.#names.length < all.length && this.#names.length <= TOGETHER_MOST;
+    this.together.hidden = !isSome;
+    if (isSome) setText(this.together, `Restart these ${this.#names.length}…`);
     for (const [category, number] of counts) {
       const { button, number: text } = this.chips.get(category);
       setText(text, String(number));

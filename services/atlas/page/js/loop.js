@@ -36,7 +36,7 @@ export class LoopPanel extends Panel {
       amount(cycle.effect?.after),
       verdict(cycle.effect),
     ]);
-    this.element.replaceChildren(
+    const parts = [
       facts([
         ["Mode", view.mode],
         ["Phase", view.phase],
@@ -49,8 +49,10 @@ export class LoopPanel extends Panel {
       el("h3", { text: "What it changed" }),
       table(["When", "Change", "Cost before", "After", "Verdict"], actions, "It has changed nothing: so far that was the right thing to do."),
       el("h3", { text: "Last cycles" }),
+      view.cycles.length ? null : el("p", { class: "hint", text: "It has nothing to observe." }),
       el("div", { class: "cycles" }, ...view.cycles.slice(-CYCLES_SHOWN).toReversed().map((cycle) => cycleOf(cycle, ago(cycle), open))),
-    );
+    ];
+    this.element.replaceChildren(...parts.filter(Boolean));
   }
 }
 

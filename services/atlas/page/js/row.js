@@ -39,7 +39,7 @@ export function reasonWords(row) {
 
 /** Its health while it runs; what does not run has none. */
 export function healthWords(row) {
-  return row.state === "RUNNING" ? row.health : row.category;
+  return row.state === "RUNNING" && row.category !== "unwatched" ? row.health : row.category;
 }
 
 export function href(name) {

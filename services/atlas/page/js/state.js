@@ -10,6 +10,7 @@ const COMMANDS_KEPT = 300;
 export function category(row) {
   switch (row.state) {
     case "RUNNING":
+      if (row.phase === null) return row.incarnation === null ? "unwatched" : "unknown";
       return { healthy: "healthy", degraded: "degraded", unhealthy: "failing" }[row.health] ?? "changing";
     case "FATAL":
     case "BACKOFF":
@@ -26,7 +27,7 @@ export function category(row) {
 }
 
 /** In the order of what wants attention. */
-export const CATEGORIES = ["failing", "unknown", "degraded", "changing", "stopped", "healthy"];
+export const CATEGORIES = ["failing", "unknown", "degraded", "changing", "stopped", "unwatched", "healthy"];
 
 /** Of one number of one service; NaN where nobody knows. */
 class Ring {

@@ -11,6 +11,14 @@ export function programOf(row, services) {
   return found && services.has(found[1]) ? found[1] : row.instance;
 }
 
+/** Of several services: one batch after the other, and no further after the first failure. */
+export const ROLLING = {
+  verb: "restart",
+  label: "Restart",
+  say: "So many at a time; the next when those are ready, and none after the first that fails.",
+  fields: [{ name: "batch", label: "At a time", min: 1, max: 1000, value: () => "1", number: true }],
+};
+
 /** `when` it makes sense; `first` ones have a button of their own; `fields` are asked for before it is done. */
 export const VERBS = [
   {
@@ -38,6 +46,7 @@ export const VERBS = [
   {
     verb: "shed",
     label: "Shed load",
+    title: "Shed load of",
     when: (row) => HAS_DAEMON(row) && !row.shedding,
     say: "It is told to serve less, until it is told to resume.",
   },
@@ -45,6 +54,8 @@ export const VERBS = [
   {
     verb: "loop-mode",
     label: "Loop mode…",
+    title: "Set the loop mode of",
+    do: "Set",
     when: HAS_DAEMON,
     say: "How its control loop runs, until its process ends.",
     fields: [
@@ -56,14 +67,16 @@ export const VERBS = [
           ["shadow", "shadow: it decides and only records"],
           ["off", "off: it rests"],
         ],
-        value: (row) => row.ooda_mode ?? "on",
+        value: (count, row) => row.ooda_mode ?? "on",
       },
     ],
   },
-  { verb: "health-check", label: "Check health now", when: HAS_DAEMON, say: "Every health check runs now." },
+  { verb: "health-check", label: "Check health now", title: "Check the health of", do: "Check", when: HAS_DAEMON, say: "Every health check runs now." },
   {
     verb: "maintenance",
     label: "Begin maintenance…",
+    title: "Begin maintenance of",
+    do: "Begin",
     when: (row) => !row.maintenance,
     say: "The warden does not judge it meanwhile. It is still started again if it ends.",
     with: { on: true },
@@ -82,7 +95,7 @@ export const VERBS = [
       },
     ],
   },
-  { verb: "maintenance", label: "End maintenance", when: (row) => row.maintenance, say: "The warden judges it again.", with: { on: false } },
+  { verb: "maintenance", label: "End maintenance", title: "End maintenance of", do: "End", when: (row) => row.maintenance, say: "The warden judges it again.", with: { on: false } },
   {
     verb: "disable",
     label: "Disable",
@@ -94,6 +107,8 @@ export const VERBS = [
   {
     verb: "reset-failed",
     label: "Forget failures",
+    title: "Forget failures of",
+    do: "Forget",
     when: (row) => row.state === "FATAL" || row.state === "BACKOFF",
     say: "Failures are counted anew. One that was given up becomes stopped, not started.",
   },
@@ -103,6 +118,6 @@ export const VERBS = [
     when: () => true,
     say: "So many instances of the program are to run: NAME, NAME-2, NAME-3 …",
     ofProgram: true,
-    fields: [{ name: "instances", label: "Instances", min: 1, max: 64, value: (row, count) => String(count), number: true }],
+    fields: [{ name: "instances", label: "Instances", min: 1, max: 64, value: (count) => String(count), number: true }],
   },
 ];
