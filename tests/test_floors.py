@@ -19,6 +19,7 @@ OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
 PURE = (
     "bus/messages.py",
     "bus/topics.py",
+    "bus/why.py",
     "cdn_daemon/ooda.py",
     "cdn_daemon/health.py",
     "cdn_daemon/lifecycle.py",
@@ -27,6 +28,8 @@ PURE = (
     "cdn_daemon/warden/policy.py",
     "services/atlas/fleet.py",
     "services/atlas/coordinator.py",
+    "services/atlas/samples.py",
+    "services/atlas/asked.py",
     "cli/rendering.py",
 )
 IMPURE = {"time", "socket", "threading", "subprocess", "random", "psutil", "zmq", "asyncio", "select", "pathlib"}

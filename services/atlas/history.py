@@ -379,7 +379,7 @@ def limit_bytes_of(environ: Mapping[str, str]) -> int:
         return LIMIT_BYTES
     factor = {"k": KiB, "m": MiB, "g": 1024 * MiB}.get(text[-1].lower(), 1)
     digits = text if factor == 1 else text[:-1]
-    value = int(digits) * factor if digits.isdecimal() and len(digits) < 20 else 0
+    value = int(digits) * factor if digits.isascii() and digits.isdecimal() and len(digits) < 20 else 0
     if not LEAST_BYTES <= value <= MOST_BYTES:
         raise SettingError(
             f"cannot use CDN_ATLAS_HISTORY_BYTES={text}: it must be a number of bytes from 1m to 1024g, such as 256m"
