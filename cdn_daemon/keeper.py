@@ -64,7 +64,7 @@ def kill_descendants() -> bool:
     """SIGKILL all that lives below this process, which adopts orphans, and reap it; False if something stays."""
     until_s = time.monotonic() + GONE_S
     while time.monotonic() < until_s:
-        for pid in _descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
             _send(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -75,7 +75,8 @@ def kill_descendants() -> bool:
     return False
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Pids of all that lives below a process; looks at every process of the machine."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -169,7 +170,7 @@ class _Keeper:
             case ["signal", number] if self._pid:
                 _send(self._pid, int(number))
             case ["kill"]:
-                for pid in _descendants(os.getpid()):
+                for pid in descendants(os.getpid()):
                     _send(pid, signal.SIGKILL)
             case ["probe", number]:
                 self._start_probe(number)

@@ -2,8 +2,8 @@
 
 Beside a busy main thread every call that lets go of the interpreter lock may
 cost one switch interval (5 ms), so each reading here is one such call or none:
-files of /proc are kept open and read with pread(2). psutil comes in, and is
-imported, once there are children; until then it would cost every start 7 ms.
+files of /proc are kept open. psutil would read them anew each time, look through
+all processes of the machine for children, and cost every start 7 ms.
 
 A process counts with its descendants. Their memory is their PSS, as RSS would
 count forked pages twice.
@@ -17,16 +17,14 @@ import resource
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
 
 from bus.messages import Vitals
-
-if TYPE_CHECKING:
-    import psutil
 
 _WINDOW_TICKS = 600
 _RANKED_EVERY = 10
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 _CPU_WINDOW_S = 0.5
 _LISTING_EVERY = 10
 """Where the kernel does not tell how many descriptors are open, they are listed at every tenth reading."""
@@ -160,35 +158,57 @@ class _Tree:
     @classmethod
     def of_self(cls) -> _Tree:
         """Of all descendants of this process that can be read; one that ends meanwhile counts less."""
-        import psutil  # here, as most services have no children
-
-        count, pss_bytes, cpu_s, fds, threads = 0, 0, 0.0, 0, 0
-        for child in psutil.Process().children(recursive=True):
-            count += 1
-            try:
-                pss_bytes += _pss_bytes(child)
-                times = child.cpu_times()
-                cpu_s += times.user + times.system
-                threads += child.num_threads()
-                fds += child.num_fds()
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        pids = _descendants(os.getpid())
+        pss_bytes, cpu_ticks, fds, threads = 0, 0, 0, 0
+        for pid in pids:
+            stat = _stat_of(pid)
+            if stat is None:
                 continue
-        return cls(count=count, pss_bytes=pss_bytes, cpu_s=cpu_s, fds=fds, threads=threads)
+            pss_bytes += _pss_bytes(pid) or int(stat[21]) * _PAGE_BYTES  # its RSS, where the better may not be read
+            cpu_ticks += int(stat[11]) + int(stat[12])
+            threads += int(stat[17])
+            fds += _fds(pid)
+        return cls(count=len(pids), pss_bytes=pss_bytes, cpu_s=cpu_ticks / _CLOCK_HZ, fds=fds, threads=threads)
 
 
 _NO_TREE = _Tree()
 
 
-def _pss_bytes(process: psutil.Process) -> int:
-    """Its share of memory by smaps_rollup, proc(5); its RSS where that may not be read."""
+def _descendants(pid: int) -> list[int]:
+    """Pids of all that lives below a process, asked of it and of those: the rest of the machine costs nothing."""
+    if not os.path.exists("/proc/thread-self/children"):  # a kernel without CONFIG_PROC_CHILDREN
+        from cdn_daemon.keeper import descendants
+
+        return descendants(pid)
+    found: list[int] = []
+    for parent in chain((pid,), found):  # which grows while it is walked
+        try:
+            for tid in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{tid}/children", "rb") as file:
+                    found += map(int, file.read().split())
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+    return found
+
+
+def _pss_bytes(pid: int) -> int:
+    """A process's share of memory by smaps_rollup, proc(5); 0 where that is not to be had."""
     try:
-        with open(f"/proc/{process.pid}/smaps_rollup", "rb") as file:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
                 if line.startswith(b"Pss:"):
                     return int(line.split()[1]) * 1024
     except OSError:
-        return int(process.memory_info().rss)
-    return int(process.memory_info().rss)
+        return 0
+    return 0
+
+
+def _fds(pid: int) -> int:
+    """How many descriptors a process has open; 0 where that may not be known."""
+    try:
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def machine() -> dict[str, float]:
@@ -204,7 +224,7 @@ def machine() -> dict[str, float]:
 def age_s(pid: int) -> float | None:
     """How long a process has lived, to a hundredth of a second; None if there is none."""
     ticks = start_ticks(pid)
-    return None if ticks is None else time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return None if ticks is None else time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _CLOCK_HZ
 
 
 def parent_of(pid: int) -> int | None:
