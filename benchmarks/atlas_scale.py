@@ -251,6 +251,11 @@ def timed_ms(what: Callable[[], object], times: int = 5) -> float:
     return statistics.median(taken)
 
 
+def at_share(ordered: list[float], share: float) -> float:
+    """The value that this share of them does not exceed; NaN if there are none, as they all came too late."""
+    return ordered[int(len(ordered) * share)] if ordered else float("nan")
+
+
 def get(url: str) -> None:
     """Fetch and drop."""
     with urllib.request.urlopen(url, timeout=60) as answer:
@@ -320,8 +325,8 @@ def measure(services: int, seconds: float, hz: float, per_connection: int) -> di
                 before_cpu_s = cpu_s(pid)
                 late_s = sorted(json.loads(watcher.hear()))
                 row[f"watched_{what}_cpu_percent"] = 100 * (cpu_s(pid) - before_cpu_s) / min(seconds, 5.0)
-                row[f"feed_{what}_p50_ms"] = 1000 * late_s[len(late_s) // 2]
-                row[f"feed_{what}_p99_ms"] = 1000 * late_s[len(late_s) * 99 // 100]
+                row[f"feed_{what}_p50_ms"] = 1000 * at_share(late_s, 0.50)
+                row[f"feed_{what}_p99_ms"] = 1000 * at_share(late_s, 0.99)
         link = OperatorLink(run_dir.operators)
         row["fleet_request_under_load_ms"] = timed_ms(lambda: ask(link, each * PUBLISHERS))
         at(services, senders)

@@ -199,9 +199,9 @@ class Broker:
             del self._owed[topic]
             self._send(topic, self._last[topic])
 
-    def look_at_subscribers(self) -> None:
+    def look_at_subscribers(self, now_s: float) -> None:
         """Cut those that take nothing; call it every second or so."""
-        self._audience.look(time.monotonic())
+        self._audience.look(now_s)
 
     def restart_windows(self, late_s: float) -> None:
         """This process itself was away for late_s: nobody could have taken anything."""

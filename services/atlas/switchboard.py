@@ -266,7 +266,7 @@ class Switchboard:
                 for endpoint in broker.rebind_missing():
                     log.warning("%s was unlinked: bound it again", endpoint)
                     self.counts["rebound"] += 1
-                broker.look_at_subscribers()
+                broker.look_at_subscribers(now_s)
 
     def _back_after(self, broker: Broker, late_s: float) -> None:
         log.warning("was away for %.1f s: silence meanwhile proves nothing", late_s)
