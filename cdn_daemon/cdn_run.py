@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -25,7 +26,10 @@ stop, 75 when told to restart, 78 when COMMAND cannot be run or a setting is wro
   cdn-run --http http://127.0.0.1:8080/health -- nginx -g 'daemon off;'
   cdn-run --tcp 127.0.0.1:6379 --limit rss_bytes=512m:768m -- redis-server
   cdn-run --name jobs --exec 'test -e /run/jobs/ok' -- ./jobs.sh
+  cdn-run --http 'http://127.0.0.1:$PORT/' -- python -m http.server '$PORT'
 """
+
+_PORT = re.compile(r"\$PORT\b|\$\{PORT\}")
 
 
 def _signal(_: click.Context, __: click.Parameter, value: str) -> signal.Signals:
@@ -100,6 +104,12 @@ def main(
     """Run COMMAND under a CDN Daemon: readiness, health, limits, drain, and a place in the fleet."""
     if sum(option is not None for option in (http, tcp, command_line)) > 1:
         raise click.UsageError("--http, --tcp and --exec exclude each other: give one")
+    if any(text is not None and _PORT.search(text) for text in (http, tcp, command_line, *command)):
+        port_text = os.environ["PORT"] = str(_free_port())
+        command = [_PORT.sub(port_text, word) for word in command]
+        http, tcp, command_line = (
+            None if text is None else _PORT.sub(port_text, text) for text in (http, tcp, command_line)
+        )
     link = start_keeper(command, None if command_line is None else _split(command_line))
 
     from bus.messages import Limits
@@ -135,6 +145,13 @@ def main(
     except (ProbeError, LimitError, DeclarationError) as error:
         raise click.UsageError(str(error)) from error
     run(program)
+
+
+def _free_port() -> int:
+    """One that nobody listens on now; should another process take it first, the program fails and is started anew."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _default_name(file: str) -> str:

@@ -59,6 +59,21 @@ def test_it_ends_as_the_program_does(start: Start, script: str, code: int, words
     assert f"sh ended by itself: {words}" in tiny.log()
 
 
+def test_a_port_of_its_own(start: Start, run_dir: RunDir) -> None:
+    """$PORT is one, in the probe, the command and the environment; another one beside it has another."""
+    serve = 'echo "port is ${PORT} $(printenv PORT)"; exec python3 -m http.server --bind 127.0.0.1 $PORT'
+    options = ("--http", "http://127.0.0.1:$PORT/", "--period", "0.2", "--", "sh", "-c", serve)
+    ports = set()
+    for name in ("tiny", "tiny-2"):
+        tiny = start(*options, CDN_INSTANCE=name, PORT="1")
+        assert ready(tiny)["ready"]
+        found = re.search(r"port is (\d+) (\d+)\n", tiny.log())
+        assert found is not None
+        assert found[1] == found[2] != "1"
+        ports.add(found[1])
+    assert len(ports) == 2
+
+
 @pytest.mark.parametrize(
     ("number", "told", "code"),
     [(signal.SIGTERM, "TERM", 0), (signal.SIGINT, "TERM", 0), (signal.SIGQUIT, "QUIT", 6)],
