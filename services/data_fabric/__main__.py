@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from bus.endpoints import default_run_dir
@@ -9,10 +10,15 @@ from cdn_daemon import Service, run
 from services.data_fabric.ooda import IndexTuner
 from services.data_fabric.server import make_app
 
-app = make_app(default_run_dir().state("cdn-data-fabric"))
+NAME = "cdn-data-fabric"
+INSTANCE = os.environ.get("CDN_INSTANCE") or NAME
+
+run_dir = default_run_dir()
+app = make_app(run_dir.state(NAME), spool=run_dir.state(INSTANCE) / "spool")
 store = app.state.store
 
-service = Service("cdn-data-fabric", app=app, port=18100, ooda=IndexTuner(store))
+# Of several instances over the one database the first tunes it: two would drop each other's indexes.
+service = Service(NAME, app=app, port=18100, ooda=IndexTuner(store) if INSTANCE == NAME else None)
 
 
 @service.check(every_s=5, timeout_s=2, fails_after=3)

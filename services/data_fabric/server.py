@@ -222,12 +222,14 @@ class Fabric:
         }
 
 
-def make_app(directory: Path, *, limits: Limits | None = None, files: Path | None = None) -> Starlette:
+def make_app(
+    directory: Path, *, limits: Limits | None = None, files: Path | None = None, spool: Path | None = None
+) -> Starlette:
     """The application over the store in directory, which is opened when the application starts.
 
     ``app.state.fabric`` is the Fabric, ``app.state.store`` the Store.
     """
-    fabric = Fabric(Store(directory, limits, files))
+    fabric = Fabric(Store(directory, limits, files, spool))
 
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:

@@ -37,8 +37,12 @@ ANALYSIS_ROWS = 1_000
 class Store:
     """A directory with the database, uploads under way, and the SQLite files that may be attached."""
 
-    def __init__(self, directory: Path, limits: Limits | None = None, files: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, limits: Limits | None = None, files: Path | None = None, spool: Path | None = None
+    ) -> None:
         self.directory = directory
+        self.spool = spool if spool is not None else directory / "spool"
+        """Uploads that are under way; this process's own, as what it finds there it removes."""
         self.limits = limits if limits is not None else Limits()
         self.files = files if files is not None else Path(os.environ.get(FILES_VARIABLE) or directory / "files")
         """Only what lies below it can be attached."""
@@ -52,11 +56,6 @@ class Store:
     def path(self) -> Path:
         """The database."""
         return self.directory / "fabric.db"
-
-    @property
-    def spool(self) -> Path:
-        """Uploads that are under way."""
-        return self.directory / "spool"
 
     @property
     def is_open(self) -> bool:

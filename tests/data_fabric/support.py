@@ -96,13 +96,13 @@ def serving(directory: Path, limits: Limits | None = None, files: Path | None = 
 
 
 @contextmanager
-def process(run_path: Path) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
+def process(run_path: Path, **env: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     """The service as its supervisor would start it, ready."""
     port = free_port()
     log = (run_path / "service.log").open("ab")
     service = subprocess.Popen(
         [sys.executable, "-m", "services.data_fabric"],
-        env=environment(run_path, CDN_PORT=str(port)),
+        env=environment(run_path, CDN_PORT=str(port), **env),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=log,

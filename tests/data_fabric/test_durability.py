@@ -70,6 +70,18 @@ def test_an_upload_cut_by_sigkill_leaves_nothing(run_path: Path) -> None:
         assert client.call("GET", "/sources").json["sources"] == []
 
 
+def test_another_instance_leaves_the_uploads_of_the_first_alone(run_path: Path) -> None:
+    """It has the same database, and another spool."""
+    first = run_path / "state" / "cdn-data-fabric" / "spool" / "under-way"
+    with process(run_path) as (client, _):
+        assert client.load("peaks", "name\nZugspitze\n").status == 201
+        first.write_text("an upload")
+        with process(run_path, CDN_INSTANCE="cdn-data-fabric-2") as (second, _):
+            assert second.sql("SELECT name FROM peaks").json["rows"] == [["Zugspitze"]]
+            assert first.exists()
+            assert (run_path / "state" / "cdn-data-fabric-2" / "spool").is_dir()
+
+
 def test_the_service_as_it_is_started(run_path: Path) -> None:
     """Its check is well, its metrics are there, its state is private, its loop can be switched off."""
     with process(run_path) as (client, service):
