@@ -23,6 +23,7 @@ from bus.messages import (
     NodeStatus,
     Outcome,
     OutcomeKind,
+    ProcessState,
     RestartProcess,
     ScaleProcess,
     SetMaintenance,
@@ -171,6 +172,10 @@ class Node:
             return f"supervisord has no process {command.body.name}"
         if isinstance(command.body, SignalProcess) and _is_replaced(command.body, programs[command.body.name]):
             return f"{command.body.name} is no longer pid {command.body.pid}"
+        if isinstance(command.body, RestartProcess):
+            program = programs[command.body.name]
+            if _is_replaced(command.body, program) and program.state in (ProcessState.STOPPED, ProcessState.FATAL):
+                return f"{command.body.name} has restarted already, and is {program.state} since"
         if not is_up:
             return "supervisord is shutting down"
         return ""
@@ -233,6 +238,6 @@ def _goals(body: NodeCommand, program: Program) -> tuple[Goal, ...]:
 
 
 def _is_replaced(body: RestartProcess | SignalProcess, program: Program) -> bool:
-    """Whether another process runs than the one that is meant."""
-    now_pid = program.now.pid if program.now is not None else None
-    return None not in (body.pid, now_pid) and body.pid != now_pid
+    """Whether there is another process than the one that is meant, or has been since."""
+    last_pid = program.now.was_pid if program.now is not None else None
+    return None not in (body.pid, last_pid) and body.pid != last_pid

@@ -21,7 +21,10 @@ class Incarnation(Struct):
     """One life of a program's process; a new one begins with every spawn."""
 
     pid: int | None
+    """None once it has ended."""
     spawned_s: float
+    was_pid: int | None = None
+    """The same, and it stays."""
     ready_s: float | None = None
     """When it became ready; None until then."""
     status: str = ""

@@ -138,7 +138,7 @@ class Restarts:
         program.stock = False
         program.stopped_by = ""
         program.history = policy.started(program.history, now_s, program.settings.limits)
-        program.now = Incarnation(pid=process.pid or None, spawned_s=now_s)
+        program.now = Incarnation(pid=process.pid or None, spawned_s=now_s, was_pid=process.pid or None)
         if not process.pid:
             program.wait_status = None
             self._decide(process, policy.Ending(None, cause=process.spawnerr or ""), now_s)

@@ -157,7 +157,7 @@ class CDNCoordinator:
     def order(self, order: OrderRequest, operator: bytes, now_s: float, time_s: float) -> list[Action]:
         """Take an order; those of its commands whose turn it is are under way when this returns."""
         if known := self.book.order(order.id):
-            return self._attach(order.id, known, operator)
+            return self._attach(order, known, operator)
         if refusal := self._refusal(order, now_s):
             return [ToOperator(operator, refusal)]
         if operator != NOBODY:
@@ -214,15 +214,21 @@ class CDNCoordinator:
                     left.append(instance)
         return found - {name}
 
-    def _attach(self, order_id: str, entries: list[Entry], operator: bytes) -> list[Action]:
+    def _attach(self, order: OrderRequest, entries: list[Entry], operator: bytes) -> list[Action]:
         """Tell one more operator where an order stands, and what becomes of it."""
-        accepted = OrderAccepted(id=order_id, commands={entry.name: entry.id for entry in entries})
-        if operator != NOBODY and self.book.is_open(order_id):
-            others = [each for each in self._operators.get(order_id, ()) if each != operator]
-            self._operators[order_id] = [*others[1 - MAX_OPERATORS :], operator]
-        replies: list[OperatorReply] = [accepted]
-        if operator != NOBODY:
-            replies += [_outcome(entry) if entry.kind is not None else _progress(entry) for entry in entries]
+        commands = {entry.name: entry.id for entry in entries}
+        replies: list[OperatorReply] = [OrderAccepted(id=order.id, commands=commands)]
+        if operator == NOBODY:
+            return [ToOperator(operator, reply) for reply in replies]
+        if self.book.is_open(order.id):
+            others = [each for each in self._operators.get(order.id, ()) if each != operator]
+            self._operators[order.id] = [*others[1 - MAX_OPERATORS :], operator]
+        replies += [_outcome(entry) if entry.kind is not None else _progress(entry) for entry in entries]
+        # ATLAS died while it wrote the order down, and so did nothing of it; or it is over, and long ago.
+        reason = "ATLAS has no record of it"
+        for name in dict.fromkeys(order.names):
+            if name not in commands:
+                replies.append(OrderOutcome(id=order.id, name=name, kind=OutcomeKind.UNKNOWN, reason=reason))
         return [ToOperator(operator, reply) for reply in replies]
 
     def _tell(self, reply: OrderProgress | OrderOutcome) -> list[Action]:
