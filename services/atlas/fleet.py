@@ -112,6 +112,8 @@ class Fleet:
         held = self.members.get(status.instance)
         if held is None:
             _check_names(status)
+            if status.phase is LifecyclePhase.STOPPED:
+                return []  # a farewell; its process may be out of its warden's table already
             if len(self.members) >= MAX_MEMBERS:
                 raise Refused("too_many", f"{status.instance} is one more than the {MAX_MEMBERS} that ATLAS follows")
             self.members[status.instance] = Member(status, now_s)
@@ -153,11 +155,20 @@ class Fleet:
         self.nodes[status.host] = Node(status, now_s)
         self._rows = None
         before = {row.name: row for row in held.status.processes} if held is not None else {}
-        return [
+        happenings = [
             Happening(instance_of(row), "state", _state_text(row), status.host)
             for row in status.processes
-            if (known := before.get(row.name)) is not None and known.state != row.state
+            if (known := before.pop(row.name, None)) is not None and known.state != row.state
         ]
+        return happenings + [self._removed(row, status.host) for row in before.values()]
+
+    def _removed(self, row: ProcessRow, host: str) -> Happening:
+        """supervisord has it no more, as when a program was scaled down: whatever its daemon said is past."""
+        instance = instance_of(row)
+        member = self.members.get(instance)
+        if member is not None and member.status.host == host:
+            del self.members[instance]
+        return Happening(instance, "removed", "removed from supervisord", host)
 
     def tick(self, now_s: float) -> list[Happening]:
         """Notice silence."""

@@ -232,6 +232,18 @@ def test_states_of_the_table_are_told() -> None:
     assert kinds(fleet.hear_node(node(1, 2, web=row()), 1.0)) == ["state"]
 
 
+def test_what_supervisord_has_no_more_is_forgotten() -> None:
+    """As the instances of a program that was scaled down; their last words, come late, do not bring them back."""
+    fleet = Fleet()
+    fleet.hear(status(), 0.0)
+    fleet.hear_node(node(1, web=row(), other=row(name="web-2")), 0.0)
+    assert kinds(fleet.hear_node(node(2, other=row(name="web-2")), 1.0)) == ["removed"]
+    assert [view.instance for view in fleet.views(1.0)] == ["web-2"]
+    assert fleet.hear(status(seq=2, phase=LifecyclePhase.STOPPED), 1.0) == []
+    assert [view.instance for view in fleet.views(1.0)] == ["web-2"]
+    assert kinds(fleet.hear(status(incarnation=2), 2.0)) == ["appeared"]
+
+
 class Model:
     """The smallest thing that knows what the fleet should: the newest status heard, and when."""
 
