@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -59,7 +60,7 @@ def test_it_stands_alone(spawn: Spawn) -> None:
 
 
 def test_ooda_answers(spawn: Spawn) -> None:
-    """Its loop can be seen and switched by HTTP; nonsense, and other sites' pages, are refused."""
+    """Its loop can be seen and switched by HTTP; nonsense, and every web page, are refused."""
     tiny = spawn()
     assert json.loads(tiny.get("/ooda")[1])["mode"] == "on"
     assert tiny.get("/ooda/mode", data=b'{"mode": "shadow"}') == (200, b'{"mode":"shadow"}')
@@ -68,6 +69,13 @@ def test_ooda_answers(spawn: Spawn) -> None:
         got, answer = tiny.get("/ooda/mode", data=body)
         assert (got, json.loads(answer)["error"]["status"]) == (status, status)
     assert tiny.get("/ooda/mode")[0] == 405
+    host = tiny.url().removeprefix("http://")
+    for origin in (tiny.url(), "http://evil.example.com", "null"):  # its own too: a rebound name looks like that
+        connection = http.client.HTTPConnection(host, timeout=30)
+        connection.request("POST", "/ooda/mode", b'{"mode": "off"}', {"Origin": origin})
+        assert connection.getresponse().status == 403
+        connection.close()
+    assert json.loads(tiny.get("/ooda")[1])["mode"] == "shadow"
 
 
 def test_sigterm_drains(spawn: Spawn, run_path: Path) -> None:
