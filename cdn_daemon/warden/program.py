@@ -171,9 +171,10 @@ class Program(Struct):
     def why(self, waiting_for: tuple[str, ...]) -> str:
         """Why it is not running, or not judged, in words; empty when it is."""
         reason = self._why_not_running(waiting_for)
+        if not self.maintenance:
+            return reason
         withheld = self.now.withheld if self.now else ""
-        parts = (reason, self.maintenance, withheld and f"not killed for: {withheld}")
-        return "; ".join(filter(None, parts)) if self.maintenance else reason
+        return "; ".join(filter(None, (reason, self.maintenance, withheld and f"not killed for: {withheld}")))
 
     def _why_not_running(self, waiting_for: tuple[str, ...]) -> str:
         match self.state:

@@ -9,16 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_daemon.warden.policy import (
+    LONGEST_HOLD_S,
     Ending,
     History,
+    Hold,
     Limits,
     Quarantine,
     Restart,
     StayDown,
     describe,
     ended,
+    hold,
     started,
 )
+from cdn_daemon.warden.program import Program
+from cdn_daemon.warden.settings import Settings
 
 LIMITS = Limits()
 CRASH = Ending(wait_status=3 << 8)
@@ -142,3 +147,38 @@ def test_no_history_starts_more_often_than_the_budget_without_a_healthy_minute(
             case StayDown(reason):
                 assert ending.expected
                 assert reason
+
+
+# -- holds -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("for_s", "held"),
+    [
+        (0.0, None),
+        (0.5, Hold("held by atlas: a storm", 100.5)),
+        (60.0, Hold("held by atlas: a storm", 160.0)),
+        (61.0, Hold("held by atlas: a storm", 160.0)),
+        (1e300, Hold("held by atlas: a storm", 160.0)),
+    ],
+)
+def test_a_hold_lasts_a_minute_at_most(for_s: float, held: Hold | None) -> None:
+    assert hold("atlas", for_s, "a storm", 100.0) == held
+
+
+@pytest.mark.parametrize("for_s", [-1.0, float("nan"), float("inf")])
+def test_a_hold_for_no_time_that_there_is_is_refused(for_s: float) -> None:
+    with pytest.raises(ValueError, match="cannot hold restarts for "):
+        hold("atlas", for_s, "a storm", 100.0)
+
+
+@given(st.none() | st.floats(0.0, 1000.0), st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1000.0))
+def test_a_hold_delays_a_start_and_makes_none(due_s: float | None, for_s: float | None, now_s: float) -> None:
+    """What is to be started starts when it is due and no longer held; what is not to be started never does."""
+    program = Program(name="x", settings=Settings(), log=None, due_s=due_s)
+    program.hold = None if for_s is None else hold("atlas", for_s, "a storm", now_s)
+    if due_s is None:
+        assert program.next_start_s is None
+    else:
+        assert program.next_start_s is not None
+        assert due_s <= program.next_start_s <= max(due_s, now_s + LONGEST_HOLD_S)
