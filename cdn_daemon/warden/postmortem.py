@@ -7,7 +7,6 @@ supervisord's loop.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import msgspec
 
 from bus.messages import PostMortem
 from bus.postmortems import file_name, name_at
+from cdn_daemon.file_end import end_of
 
 KEPT = 20
 """Post-mortems kept of one program; the oldest go."""
@@ -44,19 +44,13 @@ def write(path: Path, report: PostMortem) -> None:
 
 
 def tail(path: str | None, max_bytes: int) -> str:
-    """The last of a file, from the beginning of a line; empty if there is none."""
+    """The last of a file, from the beginning of a line; empty if there is none, or it is no regular one."""
     if path is None:
         return ""
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - max_bytes))
-            content = file.read(max_bytes)
+        return end_of(path, max_bytes)[1]
     except OSError:
         return ""
-    if size > max_bytes:
-        content = content.partition(b"\n")[2] or content
-    return content.decode(errors="replace")
 
 
 def take_stacks(directory: Path, pid: int) -> str:

@@ -7,9 +7,7 @@ another. On the event loop nothing waits and nothing is long.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -23,6 +21,7 @@ from starlette.routing import Route
 
 from bus.endpoints import host_name
 from bus.messages import CommandView, DaemonStatus, Event, IncarnationView, ProcessRow, ServiceView
+from cdn_daemon.file_end import end_of
 from cdn_daemon.web import error_body
 from services.atlas import samples
 from services.atlas.asked import BadQuery, moment, next_page, only, place, whole
@@ -195,7 +194,7 @@ class Api:
         assert row.log is not None
         path = row.log
         try:
-            size_bytes, text = await asyncio.to_thread(_end_of, path, most)
+            size_bytes, text = await asyncio.to_thread(end_of, path, most)
         except OSError as error:
             raise _Refused(404, f"cannot read the log of {name}: {error.strerror}", value=path) from error
         return _json(msgspec.json.encode(LogAnswer(service=name, path=path, size_bytes=size_bytes, text=text)))
@@ -389,17 +388,3 @@ def points_of(
     rollups = memory.queries.minutes(name, since_s, min(rolled_s, until_s))
     rollups += samples.roll_up(memory.seconds(name, max(since_s, rolled_s), until_s), MINUTE_S)
     return [samples.point_of(row) for row in samples.merge(rollups, max(step_s, MINUTE_S))], MINUTE_S
-
-
-def _end_of(path: str, most: int) -> tuple[int, str]:
-    """Size and end of a file; OSError, also for what is no file, which might never end."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "it is no regular file")
-        file.seek(max(0, status.st_size - most))
-        content = file.read(most)
-    if status.st_size > most:
-        content = content.partition(b"\n")[2] or content
-    return status.st_size, content.decode(errors="replace")

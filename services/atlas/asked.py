@@ -81,4 +81,4 @@ def next_page(path: str, query: Mapping[str, str], time_s: float, number: int = 
 
 def _number(text: str) -> float:
     """-1 if it is none."""
-    return float(text) if re.fullmatch(r"\d{1,12}(\.\d{1,12})?", text, re.ASCII) else -1.0
+    return float(text) if re.fullmatch(r"\d{1,12}(\.\d{1,20})?(e-\d{1,2})?", text, re.ASCII) else -1.0

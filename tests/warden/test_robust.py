@@ -359,3 +359,13 @@ int main(void) {
     pause();
 }
 """
+
+
+def test_a_log_that_is_a_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    """Opened like a file it would stop supervisord for ever; what is no file has no end to show."""
+    pipe = tmp_path / "pipe.log"
+    os.mkfifo(pipe)
+    for path in (str(pipe), str(tmp_path), str(tmp_path / "none"), None):
+        assert postmortem.tail(path, 100) == ""
+    (tmp_path / "log").write_text("x" * 200 + "\nlast line\n")
+    assert postmortem.tail(str(tmp_path / "log"), 100) == "last line\n"
