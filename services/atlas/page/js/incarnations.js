@@ -7,23 +7,37 @@ import * as format from "./format.js";
 import { block, facts, Panel, table } from "./panel.js";
 
 const LIMIT = 50;
+const EVERY_MS = 3000;
 
 export class IncarnationsPanel extends Panel {
   constructor(state, name) {
     super(state, name);
+    this.told = "";
     this.#load();
     const matters = (event) => event.instance === name && ["restart", "state", "appeared"].includes(event.kind);
     this.listen(state, "news", ({ detail }) => detail.events.some(matters) && this.#load());
+    this.every(EVERY_MS, () => this.#load()); // a post-mortem is gathered a while after the end
   }
 
   async #load() {
     const answer = await this.loaded(ofService(this.name, "incarnations", { limit: LIMIT }, this.signal));
+    const told = JSON.stringify(answer?.incarnations ?? null);
+    if (told === this.told) return;
+    this.told = told;
     if (answer === null) return;
-    const open = new Map([...this.element.querySelectorAll("details[open]")].map((details) => [details.dataset.key, details]));
-    const lives = answer.incarnations.map((life) => open.get(life.key) ?? this.#life(life));
+    const focused = document.activeElement?.closest("details")?.dataset.key;
+    const shown = new Map([...this.element.querySelectorAll("details")].map((details) => [details.dataset.key, details]));
+    const lives = answer.incarnations.map((life) => {
+      const before = shown.get(life.key);
+      if (before?.dataset.told === JSON.stringify(life)) return before;
+      const details = this.#life(life);
+      details.open = before?.open ?? false;
+      return details;
+    });
     this.element.replaceChildren(
       ...(lives.length ? lives : [el("p", { class: "hint", text: "No end of it is on record." })]),
     );
+    lives.find((details) => details.dataset.key === focused)?.firstChild.focus({ preventScroll: true });
   }
 
   #life(life) {
@@ -31,7 +45,7 @@ export class IncarnationsPanel extends Panel {
     const category = !isOver ? "healthy" : life.verdict ? "failing" : life.ordered_by || life.wait_status === 0 ? "stopped" : "failing";
     const details = el(
       "details",
-      { class: `life is-${category}`, "data-key": life.key },
+      { class: `life is-${category}`, "data-key": life.key, "data-told": JSON.stringify(life) },
       el(
         "summary",
         {},

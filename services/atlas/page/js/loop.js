@@ -20,9 +20,10 @@ export class LoopPanel extends Panel {
   async #load() {
     const view = await this.loaded(ofService(this.name, "ooda", {}, this.signal));
     const text = JSON.stringify(view);
-    if (view === null || text === this.last) return;
-    const open = new Set([...this.element.querySelectorAll("details[open]")].map((details) => details.dataset.at));
+    if (text === this.last) return;
     this.last = text;
+    if (view === null) return;
+    const open = new Set([...this.element.querySelectorAll("details[open]")].map((details) => details.dataset.at));
     this.#draw(view, open);
   }
 

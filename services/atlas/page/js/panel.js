@@ -55,7 +55,7 @@ export function table(heads, rows, empty) {
   const cells = (row) => row.map((value, index) => el("td", { "data-label": heads[index] }, value instanceof Node ? value : String(value ?? "")));
   return el(
     "div",
-    { class: "scroll" },
+    { class: heads.length <= 3 ? "scroll short" : "scroll" },
     el(
       "table",
       {},
