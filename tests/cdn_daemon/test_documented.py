@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
+import subprocess
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from tests.cdn_daemon.test_foreign import ask_redis, installed
-from tests.support import BIN, ROOT, ServiceProcess, Supervisord, free_port, until
+from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, free_port, until
 
 WRITING = (ROOT / "docs" / "writing-a-service.md").read_text()
 ANY = (ROOT / "docs" / "any-program.md").read_text()
@@ -22,6 +25,32 @@ def python_of(title: str) -> str:
     found = re.search(rf"^## {title}\n.*?^```python\n(.*?)^```$", WRITING, re.MULTILINE | re.DOTALL)
     assert found, f"no Python in section {title}"
     return found[1]
+
+
+def test_five_minutes(run_path: Path) -> None:
+    """From an empty directory to a supervised service that is in the fleet, answers, and can be seen to decide."""
+    (run_path / "greeter.py").write_text(python_of("Five minutes"))
+    conf = re.search(r"^```ini\n(.*?)^```$", WRITING, re.MULTILINE | re.DOTALL)
+    assert conf
+    (run_path / "supervisord.conf").write_text(conf[1])
+    env = environment(run_path / "run", CDN_PORT="0", PATH=f"{BIN}:{os.environ['PATH']}")
+
+    def cdnctl(*arguments: str) -> str:
+        done = subprocess.run(
+            [BIN / "cdnctl", *arguments], cwd=run_path, env=env, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode in (0, 3), done.stderr  # 3: a check may time out on a busy machine
+        return done.stdout
+
+    try:
+        cdnctl("up")
+        (greeter,) = json.loads(cdnctl("status", "greeter", "--json"))["services"]
+        assert urlopen(f"{greeter['address']}/hello/you").read() == b"hello, you\n"
+        ooda = json.loads(urlopen(f"{greeter['address']}/ooda").read())
+        assert (ooda["mode"], ooda["settle_s"]) == ("on", 2.0)
+        assert b'cdn_limit_rss_bytes{service="greeter"' in urlopen(f"{greeter['address']}/metrics").read()
+    finally:
+        cdnctl("down")
 
 
 @pytest.mark.parametrize(
