@@ -1,6 +1,8 @@
 """What the embedded daemon costs: processor, memory and start, against the same server without it, in one run.
 
-    python -m benchmarks.daemon_cost [--seconds 20] [--processes 5] [--fleet 50] [--json]
+And what it is for: how soon a service that has taken too much memory is replaced.
+
+    python -m benchmarks.daemon_cost [--seconds 20] [--processes 5] [--fleet 50] [--runs 5] [--circus PATH] [--json]
 
 Processor time is what the kernel accounts to every thread (schedstat, in nanoseconds), over the same seconds for all
 kinds at once. Run it on an idle machine: the kinds run side by side, so whatever disturbs one disturbs all.
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,21 +52,54 @@ with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 """
 
 DAEMON = """
-import sys
+import gc, sys
 sys.path.insert(0, {root!r})
 from benchmarks.daemon_cost import app, busy
-from cdn_daemon import Service, run
+from cdn_daemon import Band, Limits, MiB, Service, run
+service = Service("cost", app=app, port=0, limits=Limits(rss_bytes=Band(soft=512 * MiB, hard=768 * MiB, for_s=10)))
+if {kind!r} != "daemon":
+    from cdn_daemon.vitals import TickTimes
+    @service.metrics
+    def ticks():
+        times = next(each for each in gc.get_objects() if isinstance(each, TickTimes))
+        return {{f"{{what}}_p{{part}}_ms": 1000 * value for part in (50, 95, 99)
+                for what, value in zip(("late", "body"), times.percentile(part / 100))}}
 if {kind!r} == "busy":
     import threading
     threading.Thread(target=busy, daemon=True).start()
-run(Service("cost", app=app, port=0))
+run(service)
 """
 
+GREEDY = """
+import os, sys
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from cdn_daemon import Band, Limits, MiB, Service, run
+
+TAKEN = []
+
+async def take(request):
+    TAKEN.append(bytearray(b"x") * (160 * MiB))
+    return PlainTextResponse("taken")
+
+async def home(request):
+    return PlainTextResponse(str(os.getpid()))
+
+app = Starlette(routes=[Route("/", home), Route("/take", take)])
+if __name__ == "__main__":
+    limits = Limits(rss_bytes=Band(soft=150 * MiB, hard=180 * MiB))
+    run(Service("greedy", app=app, port=int(sys.argv[1]), limits=limits))
+"""
+
+WHAT = ("late", "body")
+SAMPLES_HZ = 5
+"""How often a daemon reads memory and what else may run away; see cdn_daemon/guard.py."""
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {
     "server": "the server alone",
     "waking": "and a thread that wakes ten times a second, doing nothing",
-    "daemon": "the server with the embedded daemon",
+    "daemon": "the server with the embedded daemon and a memory limit",
 }
 
 
@@ -179,7 +215,7 @@ def fleet_cost(size: int, seconds: float, run_dir: Path) -> dict[str, float]:
 
 
 def tick_times(kind: str, seconds: float, run_dir: Path) -> dict[str, float]:
-    """99th percentiles of a daemon's lateness and tick length in ms, as its own vitals tell ATLAS."""
+    """Percentiles of a daemon's lateness and tick length in ms, over the last minute of it."""
     from bus.endpoints import RunDir
     from bus.messages import DaemonStatus
     from bus.subscriber import Subscriber
@@ -187,15 +223,50 @@ def tick_times(kind: str, seconds: float, run_dir: Path) -> dict[str, float]:
     with process("atlas", run_dir, "atlas"), process(kind, run_dir, kind):
         subscriber = Subscriber(RunDir(run_dir).feed, [f"status/{kind}/"])
         deadline_s = time.monotonic() + seconds
-        last = None
+        last: dict[str, float] = {}
         while time.monotonic() < deadline_s:
             message = subscriber.receive(0.5)
-            last = message if isinstance(message, DaemonStatus) else last
+            last = message.metrics.values if isinstance(message, DaemonStatus) else last
         subscriber.close()
-    if last is None or last.metrics.vitals.tick_body_s is None or last.metrics.vitals.tick_late_s is None:
+    if not last:
         raise RuntimeError(f"{kind} has told nothing within {seconds} s")
-    vitals = last.metrics.vitals
-    return {"late_p99_ms": 1000 * (vitals.tick_late_s or 0), "body_p99_ms": 1000 * (vitals.tick_body_s or 0)}
+    return last
+
+
+def over_its_limit(runs: int) -> dict[str, float]:
+    """From when a service has taken more than its hard limit until its replacement answers; and its bare start."""
+    from benchmarks.recovery import time_until_answering
+    from tests.support import Supervisord, environment, free_port, short_dir, until
+
+    def asked(path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    port = free_port()
+    with short_dir() as directory:
+        (directory / "greedy.py").write_text(GREEDY)
+        command = [sys.executable, str(directory / "greedy.py"), str(port)]
+        seconds = []
+        with Supervisord(directory, {"greedy": {"command": " ".join(command)}}):
+            for _ in range(runs):
+                pid = until(lambda: asked("/"))
+                time.sleep(2)  # it has settled, as far as the daemon is concerned
+                while not asked("/take"):
+                    continue
+                since_s = time.perf_counter()
+                until(lambda pid=pid: asked("/") not in ("", pid), every_s=0.001)  # type: ignore[misc]
+                seconds.append(time.perf_counter() - since_s)
+        bare = []
+        for _ in range(runs):
+            since_s = time.perf_counter()
+            alone = subprocess.Popen(command, env=environment(directory), cwd=ROOT, stderr=subprocess.DEVNULL)
+            bare.append(time_until_answering(port, since_s))
+            alone.kill()
+            alone.wait()
+    return {"replaced_s": statistics.median(seconds), "slowest_s": max(seconds), "start_s": statistics.median(bare)}
 
 
 CIRCUS = """[circus]
@@ -208,11 +279,8 @@ statsd = True
 """
 
 
-def circus_cost(size: int, seconds: float, directory: Path) -> dict[str, float] | None:
-    """circusd with circusd-stats at 1 Hz over so many sleeping processes; None where it is not installed."""
-    circusd = shutil.which("circusd", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if circusd is None:
-        return None
+def circus_cost(circusd: str, size: int, seconds: float, directory: Path) -> dict[str, float]:
+    """circusd with circusd-stats at 1 Hz over so many sleeping processes."""
     watchers = "\n".join(f"[watcher:w{n}]\ncmd = sleep 3600\nnumprocesses = 1" for n in range(size))
     (directory / "circus.ini").write_text(CIRCUS.format(dir=directory, watchers=watchers))
     env = os.environ | {"PATH": os.pathsep.join([str(Path(circusd).parent), os.environ["PATH"]])}
@@ -250,15 +318,21 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[s
     with tempfile.TemporaryDirectory(prefix="cdn-") as name:
         run_dir = Path(name)
         say(f"{arguments.processes} processes of each kind, {arguments.seconds:g} s …")
-        results["kinds"] = cost_beside_the_server(arguments.processes, arguments.seconds, run_dir)
+        with process("atlas", run_dir, "atlas"):  # as a fleet has one; alone, a daemon tries to reach it twice a second
+            results["kinds"] = cost_beside_the_server(arguments.processes, arguments.seconds, run_dir)
         say("ticks of an idle daemon, and beside a busy thread …")
-        results["idle_ticks"] = tick_times("daemon", arguments.seconds, run_dir)
+        results["idle_ticks"] = tick_times("idle", arguments.seconds, run_dir)
         results["busy_ticks"] = tick_times("busy", arguments.seconds, run_dir)
         if arguments.fleet:
             say(f"{arguments.fleet} daemons and ATLAS …")
             results["fleet"] = fleet_cost(arguments.fleet, arguments.seconds, run_dir)
-            say("circus with its statistics over as many …")
-            results["circus"] = circus_cost(arguments.fleet, arguments.seconds, run_dir)
+            circusd = arguments.circus or shutil.which("circusd")
+            if circusd:
+                say("circus with its statistics over as many …")
+                results["circus"] = circus_cost(circusd, arguments.fleet, arguments.seconds, run_dir)
+        if arguments.runs:
+            say(f"over a memory limit, {arguments.runs} times …")
+            results["limit"] = over_its_limit(arguments.runs)
     return results
 
 
@@ -268,6 +342,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--fleet", type=int, default=50, help="0: skip")
+    parser.add_argument("--runs", type=int, default=5, help="over a memory limit; 0: skip")
+    parser.add_argument("--circus", metavar="PATH", help="circusd, if it is not on PATH")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     results = measure(arguments, lambda text: print(text, file=sys.stderr))
@@ -288,18 +364,29 @@ def main() -> None:
     )
     for name, what in (("idle_ticks", "idle"), ("busy_ticks", "beside a busy thread")):
         ticks: dict[str, float] = results[name]  # type: ignore[assignment]
-        print(f"ticks {what}: p99 late {ticks['late_p99_ms']:.1f} ms, p99 length {ticks['body_p99_ms']:.1f} ms")
+        shown = ", ".join(f"{kind} {ticks[f'{kind}_p95_ms']:.2f} / {ticks[f'{kind}_p99_ms']:.2f}" for kind in WHAT)
+        print(f"ticks {what}, p95 / p99 in ms: {shown}")
     if arguments.fleet:
         fleet: dict[str, float] = results["fleet"]  # type: ignore[assignment]
         own = fleet["services_percent"] - arguments.fleet * server["cpu_percent"]
+        together = own + fleet["atlas_percent"]
         print(
-            f"{arguments.fleet} daemons: {own:.1f} % of a core over their servers, ATLAS {fleet['atlas_percent']:.1f} %"
+            f"{arguments.fleet} daemons: {own:.1f} % of a core over their servers, "
+            f"ATLAS {fleet['atlas_percent']:.1f} %; "
+            f"a sample ({SAMPLES_HZ} a second each): {together / arguments.fleet / SAMPLES_HZ * 10:.3f} ms"
         )
-        circus = results["circus"]
-        if circus is None:
-            print("circus is not installed: not compared")
-        else:
-            print(f"circusd and circusd-stats over {arguments.fleet}: {circus['percent']:.1f} % of a core")  # type: ignore[index]
+    if "circus" in results:
+        circus: float = results["circus"]["percent"]  # type: ignore[index]
+        print(
+            f"circusd and circusd-stats over {arguments.fleet}: {circus:.1f} % of a core; "
+            f"a sample (one a second each): {circus / arguments.fleet * 10:.3f} ms"
+        )
+    if "limit" in results:
+        limit: dict[str, float] = results["limit"]  # type: ignore[assignment]
+        print(
+            f"over its hard memory limit → the replacement answers: {limit['replaced_s']:.3f} s "
+            f"(slowest {limit['slowest_s']:.3f}), of which its bare start is {limit['start_s']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -44,13 +44,14 @@ class TickTimes:
         """99th percentiles (nearest rank) of lateness and body; of every tenth asking. None before the first tick."""
         if self._ticks:
             if self._asked % _RANKED_EVERY == 0:
-                self._ranked = _p99([late_s for late_s, _ in self._ticks]), _p99([body_s for _, body_s in self._ticks])
+                self._ranked = self.percentile(0.99)
             self._asked += 1
         return self._ranked
 
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
+    def percentile(self, part: float) -> tuple[float, float]:
+        """Of lateness and body (nearest rank), of at least one tick."""
+        rank = math.ceil(part * len(self._ticks)) - 1
+        return sorted(late_s for late_s, _ in self._ticks)[rank], sorted(body_s for _, body_s in self._ticks)[rank]
 
 
 class VitalsSampler:
