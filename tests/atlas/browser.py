@@ -116,17 +116,27 @@ class Tab:
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str, text: str = "") -> None:
-        """Click the first element of this selector (that says the text), where a person would."""
+        """Click the first element of this selector (that begins with the text), until the click has reached it."""
         place = f"""(() => {{
             const all = [...document.querySelectorAll({json.dumps(selector)})];
             const found = all.find((each) => each.innerText.trim().startsWith({json.dumps(text)}));
             found?.scrollIntoView({{ block: "center" }});
             const box = found?.getBoundingClientRect();
-            return box?.width ? [box.x + box.width / 2, box.y + box.height / 2] : null;
+            if (!box?.width) return null;
+            window.wasClicked = false;
+            found.addEventListener("click", () => {{ window.wasClicked = true; }}, {{ capture: true, once: true }});
+            return [box.x + box.width / 2, box.y + box.height / 2];
         }})()"""
-        x, y = until(lambda: self.js(place), what=f"{selector} {text} can be clicked")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+        def clicked() -> bool:
+            spot = self.js(place)
+            if spot is None:
+                return False
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=spot[0], y=spot[1], button="left", clickCount=1)
+            return bool(self.js("window.wasClicked"))
+
+        until(clicked, within_s=60, what=f"{selector} {text} is clicked")
 
     def window(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """Be a window of this size, in light or dark."""
