@@ -35,7 +35,8 @@ _GATHER_S = 0.005
 _TELEMETRY_QUEUE = 1000  # for each publisher: as many as it keeps itself
 _BACKLOG = 4096  # a whole fleet may connect at once; the kernel's own limit is net.core.somaxconn
 _TOPICS_KEPT = 50_000
-_SUBSCRIPTION_BYTES = 256
+_SUBSCRIPTION_BYTES = 300  # the longest topic has 264
+_SUBSCRIPTIONS_AT_ONCE = 10
 
 
 @dataclass
@@ -97,6 +98,8 @@ class Broker:
         if kind == zmq.XPUB:
             socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription is shown, not only the first of its topic
             socket.setsockopt(zmq.SNDHWM, 10_000)
+            # libzmq takes in subscriptions for as long as there are any, before anybody here may count them.
+            socket.setsockopt(zmq.RCVHWM, _SUBSCRIPTIONS_AT_ONCE)
         else:
             socket.setsockopt(zmq.RCVHWM, _TELEMETRY_QUEUE if kind == zmq.XSUB else 10_000)
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)

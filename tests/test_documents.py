@@ -73,30 +73,6 @@ def test_the_service_of_the_readme_runs(run_dir: RunDir) -> None:
             assert answer.read() == b"hello, you\n"
 
 
-def test_the_subscriber_of_the_document_runs(run_dir: RunDir) -> None:
-    """With nothing of this project on its path, it prints what ATLAS publishes."""
-    (source,) = blocks((ROOT / "docs" / "subscribing.md").read_text(), "python")
-    source = (
-        source.replace("ipc://run/", f"ipc://{run_dir.path}/")
-        .replace("print(", "print(flush=True, *(")
-        .replace('status["health"])', 'status["health"]))')
-    )
-    env = environment(run_dir.path)
-    del env["PYTHONPATH"]
-    with (
-        ServiceProcess(run_dir.path, "-m", "services.atlas"),
-        subprocess.Popen(
-            [str(BIN / "python"), "-c", source], env=env, cwd="/", stdout=subprocess.PIPE, text=True
-        ) as subscriber,
-    ):
-        assert subscriber.stdout is not None
-        try:
-            line = subscriber.stdout.readline()
-        finally:
-            subscriber.kill()
-    assert re.match(r"status/atlas/ 1 \d+ \w+ \w+", line)
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_what_is_drawn_is_the_code(document: Path) -> None:
     """Diagrams and tables are those of the code; ``python -m tests.diagrams`` draws them anew."""
