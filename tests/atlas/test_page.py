@@ -7,7 +7,9 @@ import http.client
 import itertools
 import json
 import re
+import shutil
 import stat
+import subprocess
 import urllib.parse
 from collections.abc import Callable
 from configparser import ConfigParser
@@ -261,6 +263,30 @@ def test_orders_that_are_not_taken(spawn: Spawn, run_dir: RunDir) -> None:  # no
         code, headers, _ = ask(atlas, "POST", path, order, Authorization="Bearer wrong")
     assert (code, int(headers["retry-after"]) > 0) == (429, True)
     assert "restart" not in atlas.log()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_order_of_the_document_is_taken(spawn: Spawn, run_dir: RunDir) -> None:  # noqa: F811
+    """docs/page.md's curl gives it, and its command can be asked for; the same key twice is one order."""
+    found = re.search(r"```sh\n(curl .*?)```", (ROOT / "docs" / "page.md").read_text(), re.DOTALL)
+    assert found
+    atlas = spawn(*ATLAS)
+    command = found[1].replace("http://127.0.0.1:18500", atlas.url()).replace("run/", f"{run_dir.path}/")
+    answer = subprocess.run(
+        command.replace("curl ", "curl -sS -H 'Idempotency-Key: 12345678' ", 1),
+        shell=True,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    given = json.loads(answer.stdout)
+    assert list(given["commands"]) == ["cdn-data-fabric"]
+    token = f"Bearer {OperatorToken(run_dir).read()}"
+    order = {"verb": "restart", "names": ["cdn-data-fabric"]}
+    code, _, body = ask(atlas, "POST", "/api/v1/commands", order, Authorization=token, Idempotency_Key="12345678")
+    assert (code, json.loads(body)) == (202, given)
+    code, _, body = ask(atlas, "GET", f"/api/v1/commands/{given['commands']['cdn-data-fabric']}")
+    assert (code, json.loads(body)["asked_by"]) == (200, "http@127.0.0.1")
 
 
 # -- what is told ------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ export class Row {
     this.element = el(
       "div",
       { class: "row", role: "row" },
-      el("div", { role: "cell", class: "cell-name" }, this.link),
+      el("div", { role: "rowheader", class: "cell-name" }, this.link),
       state,
       cell("health", this.sign, this.word),
       ooda,
