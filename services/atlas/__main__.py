@@ -12,6 +12,7 @@ from cdn_daemon import ConfigurationError, Service, run
 from cdn_daemon.settings import SettingError
 from services.atlas.access import OperatorToken
 from services.atlas.history import History, limit_bytes_of
+from services.atlas.ooda import FleetLoop
 from services.atlas.prometheus import exposition
 from services.atlas.room import open_fds, raise_fd_limit, why_full
 from services.atlas.server import make_app
@@ -50,7 +51,13 @@ async def serve_the_bus() -> None:
     raise RuntimeError("the bus thread ended") from switchboard.failure
 
 
-service = Service("atlas", app=make_app(switchboard, history, token), port=18500, background=serve_the_bus)
+service = Service(
+    "atlas",
+    app=make_app(switchboard, history, token),
+    port=18500,
+    ooda=FleetLoop(switchboard),
+    background=serve_the_bus,
+)
 
 
 @service.check(every_s=1, timeout_s=1, fails_after=2)

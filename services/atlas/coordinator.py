@@ -330,7 +330,16 @@ class CDNCoordinator:
         )
         return [ToAgent(agent.routing_id, command)]
 
-    def hold(self, name: str, for_s: float, reason: str, now_s: float) -> list[Action]:
+    def ordered(self, since_s: float) -> frozenset[str]:
+        """Names that a command is about, or has been since then."""
+        names = {entry.name for entry in self.book.open.values()}
+        for entry in reversed(self.book.ended.values()):
+            if entry.began_s + (entry.took_s or 0.0) < since_s:
+                break
+            names.add(entry.name)
+        return frozenset(names)
+
+    def hold(self, name: str, for_s: float, reason: str, *, renewed: bool) -> list[Action]:
         """Have the warden wait before it starts an instance again; 0 ends that. No command: it is sent once."""
         place = self._fleet.rows().get(name)
         agent = self._agents.get(place[0].status.host) if place is not None else None
@@ -339,7 +348,11 @@ class CDNCoordinator:
         host, process = place[0].status.host, place[1].name
         body = HoldRestarts(name=process, for_s=for_s, reason=reason)
         command = Command(id=self._new_id(), target=host, timeout_s=ASK_AGAIN_S, asked_by="atlas", body=body)
-        return [ToAgent(agent.routing_id, command)]
+        actions: list[Action] = [ToAgent(agent.routing_id, command)]
+        if not renewed:
+            what = "restarts are held" if for_s else "restarts are held no longer"
+            actions.append(Happening(name, "hold", f"{what}: {reason}", host))
+        return actions
 
     # -- from agents --------------------------------------------------------------------------------
 

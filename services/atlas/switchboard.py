@@ -29,6 +29,7 @@ from bus.messages import (
     EventsRequest,
     FleetReply,
     FleetRequest,
+    NodeStatus,
     OperatorReply,
     OperatorRequest,
     OrderAccepted,
@@ -199,6 +200,23 @@ class Switchboard:
         with self._lock:
             return self._coordinator.commands(limit, name)
 
+    def tables(self) -> tuple[NodeStatus, ...]:
+        """The process tables of all wardens that are heard."""
+        with self._lock:
+            return tuple(node.status for node in self._fleet.nodes.values() if node.reachable)
+
+    def ordered(self, within_s: float) -> frozenset[str]:
+        """Instances that a command is about, or was that lately."""
+        with self._lock:
+            return self._coordinator.ordered(time.monotonic() - within_s)
+
+    def hold(self, name: str, for_s: float, reason: str, *, renewed: bool) -> None:
+        """Have the warden wait before it starts an instance again; 0 ends that."""
+        with self._lock:
+            self._owed.extend(self._coordinator.hold(name, for_s, reason, renewed=renewed))
+            if self._broker is not None:
+                self._broker.wake()
+
     def all_counts(self) -> dict[str, int]:
         """What was dropped and why, and what is connected."""
         with self._lock:
@@ -212,6 +230,7 @@ class Switchboard:
                 "journal_lines_damaged": self._journal.corrupt,
                 "subscribers": self._broker.subscribers if self._broker is not None else 0,
                 "members": len(self._fleet.members),
+                "events_dropped": self._events.dropped,
             }
 
     # -- the thread ---------------------------------------------------------------------------------
