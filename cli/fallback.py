@@ -25,7 +25,7 @@ from cli.selection import is_unsupervised
 TIMEOUT_S = 2.0
 
 # Faults of supervisor/xmlrpc.py
-_UNKNOWN_METHOD = 1
+UNKNOWN_METHOD = 1
 _SHUTDOWN_STATE = 6
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
@@ -64,6 +64,8 @@ class Process(NamedTuple):
     """Where its stdout goes, and its stderr if that is redirected."""
     restarts: int | None = None
     """None where there is no warden to count them."""
+    enabled: bool = True
+    maintenance: bool = False
 
 
 class Program(NamedTuple):
@@ -109,6 +111,14 @@ class Supervisord:
         """Have it stop a process; return at once."""
         self._call("stopProcess", name, False)
 
+    def signal(self, name: str, number: int) -> None:
+        """Have it send a signal to a process."""
+        self._call("signalProcess", name, str(number))
+
+    def tell_warden(self, method: str, name: str, *arguments: Any) -> str:
+        """Call one of the methods of cdn_daemon/warden/rpc.py; return what it notes."""
+        return str(self._call(method, name, *arguments, space="cdn"))
+
     def shutdown(self) -> None:
         """Have it stop everything, then itself; return at once."""
         self._call("shutdown")
@@ -120,7 +130,7 @@ class Supervisord:
         try:
             status = msgspec.json.decode(self._call("getNodeStatus", space="cdn"), type=NodeStatus)
         except SupervisordRefused as error:
-            self._is_stock = error.code == _UNKNOWN_METHOD
+            self._is_stock = error.code == UNKNOWN_METHOD
             return {}
         except msgspec.MsgspecError:
             return {}
@@ -213,7 +223,10 @@ def _process(found: dict[str, Any]) -> Process:
 
 def _explained(process: Process, row: ProcessRow | None) -> Process:
     """With the warden's reason, which knows the service's last words, if it speaks of the same state."""
-    if row is None or (row.state, row.pid) != (process.state, process.pid):
+    if row is None:
+        return process
+    process = process._replace(enabled=row.enabled, maintenance=row.maintenance)
+    if (row.state, row.pid) != (process.state, process.pid):
         return process
     return process._replace(reason=row.reason or process.reason, restarts=row.restarts)
 
@@ -259,6 +272,8 @@ def as_view(process: Process, host: str) -> ServiceView:
         seen_s=None,
         reason=process.reason,
         address=None,
+        enabled=process.enabled,
+        maintenance=process.maintenance,
     )
 
 

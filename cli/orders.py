@@ -13,6 +13,7 @@ from bus.messages import OrderAccepted, OrderOutcome, OrderProgress, OutcomeKind
 from cli import atlas
 from cli.atlas import NO_DETAILS, SILENCE, AtlasSilent, Details, Order, Refused
 from cli.context import say
+from cli.direct import DIRECT, NotDone, carry_out_at_once
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Process, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
 from cli.progress import Mark, Progress
@@ -22,6 +23,8 @@ from cli.supervised import perform, tell
 _LOOK_S = 0.1
 _GRACE_S = 1.0
 """ATLAS says itself when a command's time is over; it gets this much longer to do so."""
+_ENDING = frozenset({Verb.START, Verb.STOP, Verb.RESTART, Verb.SIGNAL, Verb.DISABLE})
+"""What may end the process; ATLAS cannot follow its own end."""
 _SUPERVISOR_FAILURES = (NoSupervisord, SupervisordSilent, SupervisordRefused)
 
 
@@ -39,33 +42,40 @@ def carry_out(
 
     What ATLAS does not know goes through supervisord; so does ATLAS itself, last: it cannot follow its own end.
     """
-    asked = [view for view in services if view.instance in by_atlas and view.instance != ATLAS]
+    asked = [view for view in services if view.instance in by_atlas and (view.instance != ATLAS or verb not in _ENDING)]
     if asked:
         yield from _by_atlas(run_dir, verb, asked, timeout_s, show, details)
     if rest := [view.instance for view in services if view not in asked]:
-        yield from _by_supervisord(run_dir, verb, rest, timeout_s, show)
+        yield from _by_supervisord(run_dir, verb, rest, timeout_s, show, details)
 
 
 def hand_over(
-    run_dir: RunDir, verb: Verb, services: Sequence[ServiceView], timeout_s: float, *, by_atlas: frozenset[str]
+    run_dir: RunDir,
+    verb: Verb,
+    services: Sequence[ServiceView],
+    timeout_s: float,
+    *,
+    by_atlas: frozenset[str],
+    details: Details = NO_DETAILS,
 ) -> dict[str, str]:
     """Give the order and do not wait: name → id of its command, empty from supervisord. Raises Problem.
 
-    supervisord has no restart that could be left to it; NotLeft is raised for that.
+    supervisord has a start and a stop that can be left to it; NotLeft is raised for others.
     """
     asked = [view.instance for view in services if view.instance in by_atlas]
     rest = [view.instance for view in services if view.instance not in by_atlas]
-    if rest and verb is Verb.RESTART:
+    leaves = verb in (Verb.START, Verb.STOP)
+    if rest and not leaves:
         raise NotLeft
     commands = {}
     if asked:
         try:
-            order = _ordered(run_dir, verb, asked, timeout_s)
+            order = _ordered(run_dir, verb, asked, timeout_s, details)
             order.close()
             commands = order.commands
         except AtlasSilent:
             say(f"{SILENCE} to {verb} {', '.join(asked)}; asking supervisord")
-            if verb is Verb.RESTART:
+            if not leaves:
                 raise NotLeft from None
             rest += asked
     if not rest:
@@ -104,7 +114,7 @@ def _by_atlas(
         order = _ordered(run_dir, verb, list(open_names), timeout_s, details)
     except AtlasSilent:
         say(f"{SILENCE} to {verb} {', '.join(open_names)}; asking supervisord")
-        yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show, before=open_names)
+        yield from _by_supervisord(run_dir, verb, list(open_names), timeout_s, show, details, before=open_names)
         return
     try:
         for outcome in _followed(order, run_dir, verb, open_names, began_s, timeout_s, show):
@@ -154,8 +164,6 @@ def _followed(
         elif isinstance(reply, OrderAccepted):
             if isinstance(lookup, _InTable):
                 lookup = None
-            if open_names.keys() - reply.commands.keys():  # its journal has lost part of the order
-                lookup = lookup or _InFleet(run_dir)
         elif now_s - max(heard_s, asked_s) > atlas.PATIENCE_S:
             if lookup is None and heard_s < asked_s:
                 say(f"{SILENCE}, which has the order to {verb} {', '.join(open_names)}; asking supervisord meanwhile")
@@ -243,11 +251,21 @@ def _by_supervisord(
     names: Sequence[str],
     timeout_s: float,
     show: Progress,
+    details: Details,
     before: Mapping[str, ServiceView] = MappingProxyType({}),
 ) -> Iterator[OrderOutcome]:
     """Give supervisord the order. What has another process than before, ATLAS has restarted after all."""
+    if verb in DIRECT:
+        yield from _at_once(run_dir, verb, names, show, details)
+        return
     if verb not in (Verb.START, Verb.STOP, Verb.RESTART):
-        raise Problem(f"cannot {verb} {', '.join(names)}: only ATLAS can, and it does not answer", Exit.FAILED)
+        raise Problem(
+            f"cannot {verb} {', '.join(names)}: only ATLAS can, and it does not answer; start it: cdnctl start atlas",
+            Exit.FAILED,
+        )
+    if details.batch and details.batch < len(names):
+        yield from _in_batches(run_dir, verb, names, timeout_s, show, details.batch, before)
+        return
     supervisord = Supervisord(run_dir)
     left = list(names)
     try:
@@ -289,6 +307,58 @@ def _by_supervisord(
         if verb is Verb.RESTART and left:
             say(f"interrupted: {', '.join(left)} may stay down; start it: cdnctl start {' '.join(left)}")
         raise
+
+
+def _in_batches(
+    run_dir: RunDir,
+    verb: Verb,
+    names: Sequence[str],
+    timeout_s: float,
+    show: Progress,
+    batch: int,
+    before: Mapping[str, ServiceView],
+) -> Iterator[OrderOutcome]:
+    """So many at a time, and none after the first failure."""
+    for begin in range(0, len(names), batch):
+        failed = None
+        for outcome in _by_supervisord(
+            run_dir, verb, names[begin : begin + batch], timeout_s, show, NO_DETAILS, before=before
+        ):
+            yield outcome
+            if outcome.kind is not OutcomeKind.DONE:
+                failed = outcome
+        if failed is not None:
+            for name in names[begin + batch :]:
+                reason = f"not tried: {failed.name} {failed.kind}: {failed.reason}"
+                untried = OrderOutcome(id="", name=name, kind=OutcomeKind.REJECTED, reason=reason)
+                mark(show, untried)
+                yield untried
+            return
+
+
+def _at_once(
+    run_dir: RunDir, verb: Verb, names: Sequence[str], show: Progress, details: Details
+) -> Iterator[OrderOutcome]:
+    """What needs no following."""
+    supervisord = Supervisord(run_dir)
+    left = list(names)
+    try:
+        known = {instance_of(process): process.name for process in supervisord.processes()}
+        for name in names:
+            began_s = time.monotonic()
+            kind = OutcomeKind.DONE
+            try:
+                reason = carry_out_at_once(supervisord, verb, known.get(name, name), details)
+            except NotDone as error:
+                kind, reason = OutcomeKind.FAILED, str(error)
+            outcome = OrderOutcome(id="", name=name, kind=kind, reason=reason, took_s=time.monotonic() - began_s)
+            left.remove(name)
+            mark(show, outcome)
+            yield outcome
+    except NoSupervisord as error:
+        raise Problem(str(error), Exit.FAILED) from error
+    except (SupervisordSilent, SupervisordRefused) as error:
+        raise Problem(f"cannot {verb} {', '.join(left)}: {error}", Exit.FAILED) from error
 
 
 def _is_replaced(before: ServiceView | None, pid: int | None) -> bool:

@@ -114,6 +114,9 @@ def perform(
             pursuits[name], act, ended, text = advance(pursuit, process, time.monotonic())
             if act is not None and (refusal := tell(supervisord, act, name)):
                 ended, text = OutcomeKind.FAILED, refusal
+                if "SPAWN_ERROR" in refusal:  # which says nothing; the reason is in the table by now
+                    after = next((row for row in supervisord.processes() if row.name == name), process)
+                    text = after.reason or refusal
             if ended is not None:
                 del pursuits[name]
                 yield OrderOutcome(id="", name=name, kind=ended, reason=text, took_s=took_s)

@@ -110,7 +110,7 @@ def run(
             raise Problem(f"cannot {verb} {view.instance}: {why}", Exit.FAILED)
     if not wait:
         try:
-            commands = hand_over(run_dir, verb, chosen.services, timeout_s, by_atlas=fleet.by_atlas)
+            commands = hand_over(run_dir, verb, chosen.services, timeout_s, by_atlas=fleet.by_atlas, details=details)
         except NotLeft:
             say("supervisord has no order that could be left to it: waiting")
         else:

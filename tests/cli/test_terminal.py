@@ -57,6 +57,14 @@ class Screen:
         """So far."""
         return self._written.decode()
 
+    def type(self, keys: str) -> None:
+        """As somebody who sits there."""
+        os.write(self._master, keys.encode())
+
+    def resize(self, columns: int, lines: int) -> None:
+        """The window is another size now; the kernel tells the process."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
     def ended(self) -> int:
         """The exit code, once it has ended and all is read."""
         code = self.process.wait(30)
