@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Protocol, TypeVar
 
-from msgspec import structs
-
 from bus.endpoints import RunDir
 from bus.messages import CommandView, DaemonStatus, Event, LifecyclePhase
 from bus.postmortems import directory_of
@@ -65,7 +63,6 @@ LOOK_S = 10.0
 RETRY_S = 5.0
 INSTANCES_MOST = 20_000
 _INTEGER_MOST = (1 << 62) - 1
-_FIELD_CHARS = 256
 
 
 class Source(Protocol):
@@ -325,11 +322,7 @@ class History:
     def _write(self, names: Iterable[str]) -> None:
         """What has been taken, and the samples of these."""
         while self._told:
-            event = self._told.popleft()
-            if _fits(event):
-                self._batch.events.append(_on_time(event))
-            else:
-                self.counts["events_dropped"] += 1
+            self._batch.events.append(self._told.popleft())
         del self._batch.events[:-EVENTS_WAITING]
         del self._batch.commands[:-EVENTS_WAITING]
         del self._batch.last_heard[:-EVENTS_WAITING]
@@ -351,7 +344,7 @@ class History:
     def _answer(self, question: Callable[[Memory], object], done: Future[object]) -> None:
         if not done.set_running_or_notify_cancel():
             return
-        if self._told and not self.problem:
+        if self._told and (not self.problem or self._store.path is None):
             self._guarded(lambda: self._write([]))
         queries = self._store.queries
         try:
@@ -397,16 +390,3 @@ def _life(status: DaemonStatus, now_s: float) -> Life:
         started_s=now_s - uptime_s,
         heard_s=now_s,
     )
-
-
-def _fits(event: Event) -> bool:
-    """Whether nothing in it is larger than it could honestly be; the text is cut, and so not looked at."""
-    return max(len(event.id), len(event.kind), len(event.cause or "")) <= _FIELD_CHARS
-
-
-def _on_time(event: Event) -> Event:
-    """With a time that a history can be ordered by."""
-    now_s = time.time()
-    if 0 <= event.time_s <= now_s + 60:
-        return event
-    return structs.replace(event, time_s=now_s)

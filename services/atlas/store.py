@@ -44,8 +44,6 @@ SECONDS_LEAST_S = 1200
 """Over its size history gives up seconds first, but not these, which are still to be rolled up."""
 MINUTES_LEAST_S = 86400
 
-TEXT_CHARS = 2000
-"""Of an event's text; a message may have a MiB."""
 OF_INSTANCE = 200
 """Post-mortems kept of one instance."""
 _PRUNED_AT_ONCE = 500
@@ -202,7 +200,7 @@ class Store:
         self._write_chunks(batch.chunks)
         self._connection.executemany(
             "INSERT OR IGNORE INTO events (id, time_s, instance, kind, event) VALUES (?, ?, ?, ?, ?)",
-            ((e.id[:64], e.time_s, e.instance, e.kind[:64], msgspec.json.encode(_clipped(e))) for e in batch.events),
+            ((e.id, e.time_s, e.instance, e.kind, msgspec.json.encode(e)) for e in batch.events),
         )
         self._connection.executemany(
             "INSERT OR REPLACE INTO commands VALUES (?, ?, ?, ?)",
@@ -375,10 +373,6 @@ class _Transaction:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-
-
-def _clipped(event: Event) -> Event:
-    return event if len(event.text) <= TEXT_CHARS else msgspec.structs.replace(event, text=event.text[:TEXT_CHARS])
 
 
 def _squeezed(report: PostMortem) -> bytes:

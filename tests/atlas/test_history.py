@@ -27,6 +27,7 @@ from cdn_daemon.settings import SettingError
 from services.atlas import history as history_module
 from services.atlas import samples, store
 from services.atlas.ends import Ends
+from services.atlas.happened import TEXT_CHARS, Happened
 from services.atlas.history import Busy, History, Memory, limit_bytes_of
 from services.atlas.queries import QUARTER_S, Life
 from services.atlas.samples import Row, merge, pack, point_of, roll_up, row_of, sample_of, unpack
@@ -483,16 +484,18 @@ def test_what_was_asked_for_by_somebody_who_left(run_dir: RunDir, begin: Callabl
 def test_nonsense_in_events_is_bounded(run_dir: RunDir, begin: Callable[..., History]) -> None:
     """Texts are cut, times that cannot be are ATLAS's own, what is otherwise too large is counted."""
     one = begin(run_dir)
-    one.tell(event(1, text="x" * MiB))
-    one.tell(replace(event(2), time_s=float("nan")))
-    one.tell(replace(event(3), time_s=1e300))
-    one.tell(replace(event(4), cause="y" * MiB))
-    one.tell(replace(event(5), id="z" * MiB))
+    happened = Happened(one)
+    happened.append(event(1, text="x" * MiB))
+    for number, nonsense_s in ((2, float("nan")), (3, 1e300), (4, -1.0)):
+        happened.append(replace(event(number), time_s=nonsense_s))
+    happened.append(replace(event(5), cause="y" * MiB))
+    happened.append(replace(event(6), id="z" * MiB))
     found: list[Event] = asked(one, lambda memory: memory.queries.newest_events(99))
-    assert [each.id for each in found] == ["e1", "e2", "e3"]
-    assert len(found[0].text) == store.TEXT_CHARS
+    assert tuple(found) == happened.newest(99)
+    assert [each.id for each in found] == ["e1", "e2", "e3", "e4"]
+    assert len(found[0].text) == TEXT_CHARS
     assert all(NOW_S < each.time_s < 1e11 for each in found[1:])
-    assert one.counts["events_dropped"] == 2
+    assert happened.dropped == 2
 
 
 def test_the_queue_is_bounded(run_dir: RunDir) -> None:
