@@ -231,7 +231,6 @@ class Switchboard:
                 "subscribers": self._broker.subscribers if self._broker is not None else 0,
                 "members": len(self._fleet.members),
                 "events_dropped": self._events.dropped,
-                "events_dropped": self._events.dropped,
             }
 
     # -- the thread ---------------------------------------------------------------------------------
