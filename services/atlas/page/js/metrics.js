@@ -51,9 +51,10 @@ export class Metrics {
     const since = Math.floor(this.#state.now() - this.span);
     try {
       const answer = await ofService(this.#name, "metrics", { since, step }, this.#asking.signal);
-      const newest = answer.points.at(-1)?.time_s ?? 0;
+      const points = answer.points.map((point) => ({ ...point, end_s: Math.min(point.time_s + answer.step_s, answer.until_s) }));
+      const newest = points.at(-1)?.time_s ?? 0;
       const live = this.span > LIVE_SPAN_S ? [] : this.#samples.filter((sample) => sample.time_s > newest);
-      this.#samples = [...answer.points, ...live];
+      this.#samples = [...points, ...live];
       this.problem = "";
     } catch (error) {
       if (error.name === "AbortError" || this.#asking.signal.aborted) return;
@@ -65,7 +66,7 @@ export class Metrics {
   #sample() {
     const row = this.#state.services.get(this.#name);
     if (row === undefined || this.span > LIVE_SPAN_S || this.#state.now() - this.#state.heard() > 3) return;
-    this.#samples.push({ ...row, time_s: this.#state.now() });
+    this.#samples.push({ ...row, time_s: this.#state.now(), end_s: this.#state.now() });
     this.onChange();
   }
 
@@ -84,12 +85,12 @@ function pointOf(t, value) {
   return typeof value === "number" ? { t, v: value } : { t, v: value.avg, low: value.min, high: value.max };
 }
 
-/** Of a counter that begins anew with each process. */
+/** Of a counter that begins anew with each process; it is told as it was at the end of a point's time. */
 function rates(samples) {
   const points = [];
   for (let i = 1; i < samples.length; i += 1) {
     const [before, after] = [samples[i - 1], samples[i]];
-    const seconds = after.time_s - before.time_s;
+    const seconds = after.end_s - before.end_s;
     const answered = after.requests - before.requests;
     const isSame = after.incarnation === before.incarnation && answered >= 0;
     if (seconds > 0) points.push({ t: after.time_s, v: isSame ? answered / seconds : null });
