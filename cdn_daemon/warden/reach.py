@@ -529,8 +529,9 @@ def hurry_answers(supervisord: Supervisord) -> None:
 
 
 def has_group(supervisord: Supervisord, name: str) -> bool:
-    """Whether supervisord has a group of that name."""
-    return name in supervisord.process_groups
+    """Whether supervisord has a group of that name, or is about to: it stands in supervisord.conf as last read."""
+    configured = supervisord.options.process_group_configs
+    return name in supervisord.process_groups or any(group.name == name for group in configured)
 
 
 def why_not_scalable(process: Process) -> str:

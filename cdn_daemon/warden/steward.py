@@ -102,7 +102,9 @@ class Steward:
         return self._made.get(name)
 
     def table_changed(self) -> None:
-        """Groups were added or removed."""
+        """Groups were added or removed, by us or by hand."""
+        for name in [name for name in self._made if name not in self._table.programs]:
+            del self._made[name]
         self._unsettled = bool(self._desired.instances or self._made)
 
     # -- what may be asked --------------------------------------------------------------------------------
@@ -253,15 +255,11 @@ class Steward:
             reach.set_stopped(self._table.processes[name])
         if reach.remove_group(self._supervisord, name):
             self._logger.info(f"'{name}' is gone")
-            del self._made[name]
 
     def _there(self) -> dict[str, Instance]:
         there: dict[str, Instance] = {}
-        for name in [each for each in self._made if each not in self._table.programs]:
-            del self._made[name]  # somebody has removed it by hand
         for name, of in self._made.items():
-            state = self._table.programs[name].state
-            first = self._table.processes.get(of)
+            state, first = self._table.programs[name].state, self._table.processes.get(of)
             there[name] = Instance(
                 of,
                 is_current=first is not None and reach.is_current(first, self._table.processes[name]),

@@ -94,6 +94,19 @@ def test_instances_outlive_update_and_follow_their_program(run_dir: Path, atlas:
         assert fleet.states() == dict.fromkeys(("web", "web-2", "other"), "RUNNING")
 
 
+def test_supervisord_conf_may_come_to_have_a_program_of_an_instances_name(run_dir: Path, atlas: FakeAtlas) -> None:
+    fleet = Supervisord(run_dir, {"web": says(run_dir)})
+    with fleet:
+        scaled(atlas, "web", 2)
+        programs = {"web": says(run_dir), "web-2": {"command": "sleep 1000"}}
+        fleet.conf.write_text(Supervisord(run_dir, programs).conf.read_text())
+        assert fleet.ctl("update").stdout == "web-2: stopped\nweb-2: updated process group\n"
+        until(lambda: atlas.row("web-2", "RUNNING").program is None, what="it is its own")
+        assert "cannot scale web as it was: there is another program web-2" in fleet.log()
+        scaled(atlas, "web", 1)
+        assert fleet.states() == {"web": "RUNNING", "web-2": "RUNNING"}
+
+
 def test_one_that_is_removed_by_hand_is_made_again(run_dir: Path, atlas: FakeAtlas) -> None:
     with Supervisord(run_dir, {"web": says(run_dir)}) as fleet:
         scaled(atlas, "web", 2)
