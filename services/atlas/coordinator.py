@@ -409,7 +409,8 @@ class CDNCoordinator:
     def resume(self, now_s: float) -> list[Action]:
         """Take up what an ATLAS before this one has left open."""
         actions: list[Action] = []
-        self._turns_from_s = now_s + FIRST_GREETING_S  # until then, an unknown service may be one not heard yet
+        if self.book.open:
+            self._turns_from_s = now_s + FIRST_GREETING_S  # until then, an unknown service may be one not heard yet
         for entry in list(self.book.open.values()):
             is_another_boot = entry.boot_id != self._boot_id
             if entry.stage is Stage.WAITING:
