@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -397,6 +397,7 @@ def test_times(text: str, value: float) -> None:
     assert moment({"since": text}, "since", 7.0) == value
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_a_parameter_or_refused(text: str) -> None:
     """BadQuery, and nothing else; what is taken is within its limits."""
@@ -410,6 +411,7 @@ def test_any_text_is_a_parameter_or_refused(text: str) -> None:
         assert found is None or (0 <= found[0] <= 1e11 and 0 <= found[1] < 1 << 63)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e10), st.integers(0, 1 << 50))
 def test_the_next_page_is_where_this_one_ended(time_s: float, number: int) -> None:
     """To the last digit."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -72,6 +72,7 @@ def test_without_a_frame_of_its_own_the_next_best_is_guilty(without: tuple[str, 
     assert why.explain("".join(lines))[1] == guilty
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_what_is_no_dump_stays_as_it_is(text: str) -> None:
     """Nobody is guilty of noise."""
