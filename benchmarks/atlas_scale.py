@@ -34,7 +34,6 @@ import zmq
 
 from benchmarks.daemon_cost import ROOT, cpu_s, rss_mib
 from bus.codec import Decoder, encode
-from bus.operators import OperatorLink
 from bus.endpoints import RunDir, prepare
 from bus.ids import new_id
 from bus.messages import (
@@ -47,6 +46,7 @@ from bus.messages import (
     Telemetry,
     Vitals,
 )
+from bus.operators import OperatorLink
 from services.atlas.room import raise_fd_limit
 
 SLOT_S = 0.002

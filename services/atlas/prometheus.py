@@ -17,6 +17,7 @@ from bus.messages import (
     OutcomeKind,
     ProcessState,
     ServiceView,
+    Verb,
     Vitals,
 )
 from cdn_daemon.exposition import family, labels
@@ -241,6 +242,10 @@ def _atlas(fleet: Measured) -> list[str]:
         "cdn_atlas_commands_total",
         "counter",
         "Commands that have ended, by verb and outcome.",
-        ((labels(verb=verb, outcome=kind), value) for (verb, kind), value in sorted(fleet.outcomes.items())),
+        (  # all of them from the start: the first of a series that begins at 1 is no increase to Prometheus
+            (labels(verb=verb, outcome=kind), fleet.outcomes.get((verb, kind), 0))
+            for verb in Verb
+            for kind in OutcomeKind
+        ),
     )
     return lines
