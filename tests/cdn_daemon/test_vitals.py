@@ -1,0 +1,79 @@
+"""What is read of processes agrees with what the system says by other ways."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from threading import Event, Thread
+
+import pytest
+
+from cdn_daemon import keeper
+from cdn_daemon.vitals import TickTimes, VitalsSampler, _descendants
+from tests.support import kill_tree, until
+
+
+def test_descendants() -> None:
+    """Children and grandchildren, and nobody else: found by asking each for its own, or by looking at everybody."""
+    child = subprocess.Popen(["sh", "-c", "sh -c 'sleep 100 & wait' & sleep 100 & wait"])
+    try:
+        found = until(lambda: len(pids := _descendants(child.pid)) == 3 and pids)
+        assert found
+        assert sorted(found) == sorted(keeper.descendants(child.pid))
+        assert child.pid in _descendants(os.getpid())
+    finally:
+        kill_tree(child.pid)
+        child.wait()
+    assert _descendants(child.pid) == []
+
+
+def test_the_tree_counts() -> None:
+    """A child is one more, and its threads are its parent's."""
+    sampler = VitalsSampler(time.monotonic())
+    sampler.read_children()
+    sampler.read_threads()
+    before = (sampler.children, sampler.threads)
+    child = subprocess.Popen(["sleep", "100"])
+    try:
+        sampler.read_children()
+        sampler.read_threads()
+        after = (sampler.children, sampler.threads)
+    finally:
+        kill_tree(child.pid)
+        child.wait()
+    assert None not in before
+    assert after == tuple((number or 0) + 1 for number in before)
+
+
+def test_threads_and_descriptors() -> None:
+    """A thread more is one more; a file more is one more."""
+    sampler = VitalsSampler(time.monotonic())
+    stop = Event()
+    sampler.read_threads()
+    before = sampler.threads
+    thread = Thread(target=stop.wait)
+    thread.start()
+    sampler.read_threads()
+    stop.set()
+    thread.join()
+    assert before is not None
+    assert sampler.threads == before + 1
+    if os.stat("/proc/self/fd").st_size == 0:
+        pytest.skip("before Linux 6.2 descriptors are counted rarely")
+    sampler.read_fds()
+    assert sampler.fds is not None
+    with open("/dev/null"):
+        fds = sampler.fds
+        sampler.read_fds()
+        assert sampler.fds == fds + 1
+
+
+def test_percentiles_of_ticks() -> None:
+    """By nearest rank, of lateness and length each by itself; none before the first tick."""
+    times = TickTimes()
+    assert times.p99() == (None, None)
+    for n in range(1, 101):
+        times.add((n / 1000, (101 - n) / 100))
+    assert times.p99() == (0.099, 0.99)
+    assert times.percentile(0.5) == (0.05, 0.5)
