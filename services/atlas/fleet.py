@@ -139,8 +139,9 @@ class Fleet:
             raise Refused("name_clash", f"{status.instance} on {status.host} is already {old.instance} on {old.host}")
         if not is_newer((old.incarnation, old.seq, held.heard_s), (status.incarnation, status.seq), now_s):
             raise Refused("old", f"{status.instance} #{status.incarnation} seq {status.seq} is not news")
-        if status.incarnation == old.incarnation and status.pid != old.pid:
-            raise Refused("name_clash", f"{status.instance} #{status.incarnation} has pid {old.pid}, not {status.pid}")
+        if status.incarnation == old.incarnation and (status.pid, status.service) != (old.pid, old.service):
+            text = f"{status.instance} #{status.incarnation} is {old.service} with pid {old.pid}"
+            raise Refused("name_clash", f"{text}, not {status.service} with pid {status.pid}")
         happenings = _changes(held, status)
         held.status, held.heard_s, held.reachable = status, now_s, True
         return happenings
@@ -306,7 +307,7 @@ def view(name: str, member: Member | None, place: tuple[Node, ProcessRow] | None
         reasons += status.reasons
     uptime_s = row.uptime_s if row is not None else status.uptime_s if status is not None and alive else None
     if place is not None and row is not None and uptime_s is not None:
-        uptime_s += now_s - place[0].heard_s
+        uptime_s = max(0.0, uptime_s + now_s - place[0].heard_s)  # supervisord reckons by the wall's clock
     return ServiceView(
         service=status.service if status is not None else name,
         instance=name,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,8 @@ def test_a_life() -> None:
         (status(2, 2), "old"),
         (status(1, 99), "old"),
         (status(2, 4, pid=77), "name_clash"),
+        (status(2, 4, service="other"), "name_clash"),
+        (status(3, 1, service="no/name"), "malformed"),
         (status(3, 1, host="elsewhere"), "name_clash"),
     ],
 )
@@ -116,6 +120,48 @@ def test_refused(late: DaemonStatus, cause: str) -> None:
         fleet.hear(late, 0.5)
     assert refused.value.cause == cause
     assert fleet.views(0.5) == before
+
+
+@pytest.mark.parametrize("field", ["service", "instance", "host"])
+@pytest.mark.parametrize("name", ["a/b", "web\n", ".hidden", "häst", " ", "../x", "a" * 128 + "\0"])
+def test_what_is_no_name_is_not_followed(field: str, name: str) -> None:
+    """It would become part of topics, file names and URLs."""
+    fleet = Fleet()
+    with pytest.raises(Refused) as refused:
+        fleet.hear(replace(status(), **{field: name}), 0.0)
+    assert refused.value.cause == "malformed"
+    assert fleet.views(0.0) == ()
+
+
+def test_invented_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are known are heard all the same."""
+    monkeypatch.setattr("services.atlas.fleet.MAX_MEMBERS", 3)
+    fleet = Fleet()
+    for number in range(3):
+        fleet.hear(status(instance=f"web-{number}"), 0.0)
+    with pytest.raises(Refused) as refused:
+        fleet.hear(status(instance="web-3"), 0.0)
+    assert refused.value.cause == "too_many"
+    assert fleet.hear(status(1, 2, instance="web-0"), 1.0) == ()
+
+
+@pytest.mark.parametrize("clock_s", [0.0, 1e9, 253_402_300_799.0])
+def test_a_sender_whose_clock_is_wrong(clock_s: float) -> None:
+    """Nothing is reckoned by it: what is said is as old as ATLAS's own clock says, and the next is news."""
+    fleet = Fleet()
+    fleet.hear(status(1, 1, time_s=clock_s, monotonic_s=clock_s), 10.0)
+    fleet.hear(status(1, 2, time_s=0.0, monotonic_s=0.0), 11.0)
+    (view,) = fleet.views(11.5)
+    assert (view.seen_s, view.state) == (0.5, ProcessState.RUNNING)
+    assert json.loads(msgspec.json.encode(view))["seen_s"] == 0.5
+
+
+def test_a_clock_that_was_set_back() -> None:
+    """supervisord then reckons that a process is younger than nothing; nobody is told so."""
+    fleet = Fleet()
+    fleet.hear_node(node(web=row(pid=1, uptime_s=-3600.0)), 0.0)
+    (view,) = fleet.views(1.0)
+    assert view.uptime_s == 0.0
 
 
 def test_a_service_may_move() -> None:

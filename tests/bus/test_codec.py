@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,40 @@ def test_what_is_no_message_is_one_error(frame: bytes, cause: str) -> None:
     with pytest.raises(FrameError) as refused:
         Decoder[Any](m.AgentMessage).decode(frame)
     assert refused.value.cause == cause
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"time_s": math.nan},
+        {"time_s": -1.0},
+        {"time_s": 1e300},
+        {"monotonic_s": math.inf},
+        {"uptime_s": -0.1},
+        {"uptime_s": math.nan},
+        {"seq": -1},
+        {"seq": 2**63},
+        {"incarnation": 2**63},
+        {"pid": -5},
+        {"restarts": 2**64 - 1},
+        {"instance": ""},
+        {"instance": "a" * 129},
+        {"metrics": {"vitals": {"cpu_cores": math.nan}}},
+        {"metrics": {"vitals": {"cpu_cores": 1e300}}},
+        {"metrics": {"vitals": {"loop_lag_s": -math.inf}}},
+        {"metrics": {"vitals": {"rss_bytes": -1}}},
+        {"metrics": {"vitals": {"rss_bytes": 2**64 - 1}}},
+        {"metrics": {"requests": -1}},
+        {"metrics": {"in_flight": 0.5}},
+    ],
+    ids=str,
+)
+def test_numbers_that_are_none(nonsense: dict[str, Any]) -> None:
+    """Clocks and sizes that would break JSON, SQLite, dates or sorting are refused at the door."""
+    frame = msgpack.packb(msgpack.unpackb(encode(STATUS)) | nonsense)
+    with pytest.raises(FrameError) as refused:
+        Decoder[Any](m.Telemetry).decode(frame)
+    assert refused.value.cause == "malformed"
 
 
 @given(st.binary(max_size=300))
