@@ -28,11 +28,14 @@ from bus.messages import IncarnationView, Refusal, Verb, WhyReply, WhyRequest
 from bus.operators import OperatorLink
 from bus.postmortems import directory_of, of
 from bus.publisher import Publisher
+from services.atlas.api import api_routes
 from services.atlas.asked import BadQuery, moment, next_page, place, whole
+from services.atlas.history import History
+from services.atlas.switchboard import Switchboard
 from services.atlas.why import near
 from tests.atlas.test_atlas import ATLAS, TINY, fleet, is_well, order
 from tests.bus.samples import STATUS
-from tests.support import ServiceProcess, Supervisord, until
+from tests.support import ROOT, ServiceProcess, Supervisord, until
 
 FLEET = {
     "atlas": {"command": "python -m services.atlas"},
@@ -435,3 +438,13 @@ def test_the_next_page_is_where_this_one_ended(time_s: float, number: int) -> No
 def test_near_matches(name: str, meant: list[str]) -> None:
     """What holds the word first, then what is spelt like it."""
     assert near(name, ["atlas", "cdn-data-fabric", "cdn-geospatial", "gateway-primary"]) == meant
+
+
+def test_the_document_has_every_path() -> None:
+    """docs/atlas.md names all that can be asked for, with its parameters as they are."""
+    document = (ROOT / "docs" / "atlas.md").read_text()
+    routes = [
+        route.path.removeprefix("/api/v1/") for route in api_routes(Switchboard(RunDir(ROOT)), History(RunDir(ROOT)))
+    ]
+    named = re.findall(r"^\| `([^`?]+)[^`]*` \|", document, re.MULTILINE)
+    assert set(routes) | {"fleet"} == set(named) & (set(routes) | {"fleet"})

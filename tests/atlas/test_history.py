@@ -253,7 +253,7 @@ def test_pruning_by_size(path: Path) -> None:
     """Whatever comes, the file stays below its limit, keeps the newest, and is written to without an error."""
     limit_bytes = MiB
     held = opened(path, limit_bytes)
-    names = [f"web-{number}" for number in range(40)]
+    names = [f"web-{number}" for number in range(60)]
     for number in range(100):
         begin_s = NOW_S + 10 * number
         held.write(
