@@ -51,7 +51,8 @@ export class Metrics {
     const since = Math.floor(this.#state.now() - this.span);
     try {
       const answer = await ofService(this.#name, "metrics", { since, step }, this.#asking.signal);
-      const points = answer.points.map((point) => ({ ...point, end_s: Math.min(point.time_s + answer.step_s, answer.until_s) }));
+      const points = answer.points.map((point) => ({ ...point, end_s: point.time_s + answer.step_s }));
+      if (points.at(-1)?.end_s > answer.until_s) points.at(-1).requests = null; // not all of its time has passed
       const newest = points.at(-1)?.time_s ?? 0;
       const live = this.span > LIVE_SPAN_S ? [] : this.#samples.filter((sample) => sample.time_s > newest);
       this.#samples = [...points, ...live];
@@ -92,7 +93,8 @@ function rates(samples) {
     const [before, after] = [samples[i - 1], samples[i]];
     const seconds = after.end_s - before.end_s;
     const answered = after.requests - before.requests;
-    const isSame = after.incarnation === before.incarnation && answered >= 0;
+    const isKnown = before.requests !== null && after.requests !== null;
+    const isSame = isKnown && after.incarnation === before.incarnation && answered >= 0;
     if (seconds > 0) points.push({ t: after.time_s, v: isSame ? answered / seconds : null });
   }
   return points;
