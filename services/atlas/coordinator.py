@@ -439,9 +439,13 @@ class CDNCoordinator:
         actions: list[Action] = []
         for id_ in list(self.book.open):
             actions += self._look_again(id_, now_s)
-        for order_id in list(self._rollouts) if now_s >= self._turns_from_s else ():
-            actions += self._take_turns(order_id, now_s)
+        for order_id in list(self._rollouts):
+            if now_s >= self._turns_from_s or self._knows_all(order_id, now_s):
+                actions += self._take_turns(order_id, now_s)
         return actions
+
+    def _knows_all(self, order_id: str, now_s: float) -> bool:
+        return all(self._fleet.view(entry.name, now_s) is not None for entry in self.book.order(order_id))
 
     def restart_windows(self, late_s: float) -> list[Action]:
         """ATLAS itself was away for late_s: open commands and agents get that time back."""

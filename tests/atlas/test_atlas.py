@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +19,27 @@ from bus.codec import encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import (
+    Band,
+    CommandsReply,
+    CommandsRequest,
+    CommandView,
     Event,
     EventsReply,
     EventsRequest,
     FleetReply,
     FleetRequest,
+    Limits,
+    OodaMode,
     OrderOutcome,
     OrderRequest,
     OutcomeKind,
     Verb,
 )
-from bus.operators import OperatorLink
+from bus.operators import AtlasSilent, OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
 from tests.bus.samples import STATUS
-from tests.support import ServiceProcess, Supervisord, is_running, until
+from tests.support import BIN, ServiceProcess, Supervisord, is_running, until
 
 ATLAS = ("-m", "services.atlas")
 TINY = ("-m", "tests.cdn_daemon.tiny")
@@ -290,3 +299,143 @@ def test_the_feed_tells_events(spawn: Callable[..., ServiceProcess], operator: O
     assert isinstance(second, Event)
     assert (first.kind, first.instance, second.seq - first.seq) == ("appeared", "tiny", 1)
     subscriber.close()
+
+
+# -- ATLAS dies in the middle of a command --------------------------------------------------------------------
+
+TWINS = {
+    **FLEET,
+    "tiny-2": {**FLEET["tiny"], "environment": 'CDN_INSTANCE="tiny-2"', "depends_on": "tiny"},
+}
+
+
+def commands(operator: OperatorLink) -> dict[str, CommandView]:
+    """Instance → the newest command for it."""
+    request = CommandsRequest(id=new_id())
+    operator.request(request, timeout_s=30)
+    reply = next(operator.replies(request.id, timeout_s=30))
+    assert isinstance(reply, CommandsReply)
+    return {view.name: view for view in reply.commands}
+
+
+def new_atlas(run_dir: RunDir, before: int) -> OperatorLink:
+    """A connection to the ATLAS that takes the place of that process, once it is well."""
+
+    def there() -> OperatorLink | None:
+        link = OperatorLink(run_dir.operators)
+        try:
+            views = fleet(link)
+        except AtlasSilent:
+            views = {}
+        if "atlas" in views and views["atlas"].pid not in (None, before):
+            return link
+        link.close()
+        return None
+
+    return until(there) or OperatorLink(run_dir.operators)
+
+
+def test_atlas_is_killed_in_the_middle_of_a_restart(run_path: Path, run_dir: RunDir, operator: OperatorLink) -> None:
+    """The next one takes it up: cdnctl, which waits, hears that it is done, and so says the list of commands."""
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_well(operator, "atlas", "tiny"))
+        views = fleet(operator)
+        url = f"{views['tiny'].address}/wait?for=go"
+        held = pool.submit(lambda: urllib.request.urlopen(url, timeout=60).status)
+        until(lambda: fleet(operator)["tiny"].in_flight == 1)
+        with subprocess.Popen(
+            [str(BIN / "cdnctl"), "restart", "tiny", "--json", "--timeout", "60s"],
+            env=supervisord.env,
+            cwd=run_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as cdnctl:
+            until(lambda: "tiny" in (found := commands(operator)) and found["tiny"].stage == "accepted")
+            before = commands(operator)["tiny"]
+            os.kill(views["atlas"].pid, signal.SIGKILL)
+            link = new_atlas(run_dir, views["atlas"].pid)
+            again = commands(link)["tiny"]
+            assert (again.id, again.order, again.asked_by) == (before.id, before.order, before.asked_by)
+            (run_path / "go").touch()
+            said, _ = cdnctl.communicate(timeout=100)
+        assert held.result() == 200
+        (outcome,) = json.loads(said)["outcomes"]
+        assert (cdnctl.returncode, outcome["outcome"]) == (0, "done"), said
+        after = commands(link)["tiny"]
+        assert (after.id, after.stage, after.kind, after.attempts) == (before.id, "ended", "done", ("its daemon",))
+        until(lambda: "tiny" in fleet(link))
+        view = fleet(link)["tiny"]
+        assert (view.incarnation, view.restarts) == (views["tiny"].incarnation + 1, 1)
+        until(lambda: is_well(link, "tiny"))
+        told = [event for event in events(link) if event.cause == before.id]
+        assert told[-1].text.startswith(f"restart asked by {before.asked_by}: done after ")
+
+        request = OrderRequest(
+            id=before.order, verb=Verb.RESTART, names=("tiny",), timeout_s=60, asked_by="test", attach=True
+        )
+        link.request(request, timeout_s=30)
+        replies = link.replies(request.id, timeout_s=30)
+        assert next(reply.kind for reply in replies if isinstance(reply, OrderOutcome)) is OutcomeKind.DONE
+        assert fleet(link)["tiny"].incarnation == view.incarnation
+        link.close()
+
+
+def test_atlas_is_killed_in_the_middle_of_a_rollout(run_path: Path, run_dir: RunDir, operator: OperatorLink) -> None:
+    """The next one goes on with it: each is restarted once, one after the other."""
+    with Supervisord(run_path, TWINS, env={"CDN_PORT": "0"}), ThreadPoolExecutor(1) as pool:
+        until(lambda: is_well(operator, "atlas", "tiny", "tiny-2"))
+        views = fleet(operator)
+        url = f"{views['tiny'].address}/wait?for=go"
+        held = pool.submit(lambda: urllib.request.urlopen(url, timeout=60).status)
+        until(lambda: fleet(operator)["tiny"].in_flight == 1)
+        request = OrderRequest(
+            id=new_id(), verb=Verb.RESTART, names=("tiny-2", "tiny"), timeout_s=60, asked_by="test", batch=1
+        )
+        operator.request(request, timeout_s=30)
+        until(lambda: "tiny" in (found := commands(operator)) and found["tiny"].stage == "accepted")
+        assert commands(operator)["tiny-2"].stage == "waiting"
+        os.kill(views["atlas"].pid, signal.SIGKILL)
+        link = new_atlas(run_dir, views["atlas"].pid)
+        (run_path / "go").touch()
+        assert held.result() == 200
+        until(lambda: {view.kind for view in commands(link).values()} == {OutcomeKind.DONE}, within_s=60.0)
+        until(lambda: is_well(link, "tiny", "tiny-2"))
+        after = fleet(link)
+        assert [after[name].incarnation - views[name].incarnation for name in ("tiny", "tiny-2")] == [1, 1]
+        link.close()
+
+
+def test_every_verb_reaches_its_receiver(run_path: Path, run_dir: RunDir, operator: OperatorLink) -> None:
+    """What a daemon and a warden do for an order, and what the fleet then shows of it."""
+
+    def gives(verb: Verb, **arguments: Any) -> OrderOutcome:
+        request = OrderRequest(id=new_id(), verb=verb, names=("tiny",), timeout_s=60, asked_by="test", **arguments)
+        operator.request(request, timeout_s=30)
+        return next(reply for reply in operator.replies(request.id, timeout_s=90) if isinstance(reply, OrderOutcome))
+
+    def shows(**fields: Any) -> bool:
+        view = fleet(operator)["tiny"]
+        return all(getattr(view, name) == value for name, value in fields.items())
+
+    with Supervisord(run_path, FLEET, env={"CDN_PORT": "0"}) as supervisord:
+        until(lambda: is_well(operator, "atlas", "tiny"))
+        for verb, arguments, shown in (
+            (Verb.SHED, {}, {"shedding": True}),
+            (Verb.RESUME, {}, {"shedding": False}),
+            (Verb.LOOP_MODE, {"mode": OodaMode.SHADOW}, {"ooda_mode": OodaMode.SHADOW}),
+            (Verb.SET_LIMITS, {"limits": Limits(fds=Band(soft=500.0))}, {}),
+            (Verb.HEALTH_CHECK, {}, {}),
+            (Verb.MAINTENANCE, {"on": True, "for_s": 600.0}, {"maintenance": True}),
+            (Verb.MAINTENANCE, {"on": False}, {"maintenance": False}),
+            (Verb.DISABLE, {}, {"enabled": False, "state": "STOPPED"}),
+            (Verb.ENABLE, {}, {"enabled": True, "state": "RUNNING"}),
+            (Verb.RESET_FAILED, {}, {}),
+        ):
+            outcome = gives(verb, **arguments)
+            assert outcome.kind is OutcomeKind.DONE, f"{verb}: {outcome}"
+            until(lambda: shows(**shown), what=f"{verb} is shown")  # noqa: B023
+        assert commands(operator)["tiny"].verb is Verb.RESET_FAILED
+        until(lambda: is_well(operator, "tiny"))
+        pid = supervisord.pid("tiny")
+        assert gives(Verb.SIGNAL, signal=signal.SIGKILL).kind is OutcomeKind.DONE
+        until(lambda: is_well(operator, "tiny") and supervisord.pid("tiny") != pid)
