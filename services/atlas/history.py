@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
 from typing import Protocol, TypeVar
 
@@ -33,7 +34,7 @@ from services.atlas import samples
 from services.atlas.ends import AT_ONCE, Ends
 from services.atlas.queries import Life, Queries
 from services.atlas.samples import Row
-from services.atlas.store import Batch, Store, Unusable, in_words, is_damage
+from services.atlas.store import Batch, Store, Unusable, in_words, is_damage, put_aside
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class History:
         self._questions: queue.SimpleQueue[tuple[Callable[[Memory], object], Future[object]] | None]
         self._questions = queue.SimpleQueue()
         self._source: Source
-        self._store: Store
+        self._store = Store(None, MEMORY_BYTES)
+        """In memory until the thread has opened the file, and while it cannot."""
         self._ends = Ends(self._directory)
         self._waiting: dict[str, list[Row]] = {}
         self._batch = Batch()
@@ -165,9 +167,9 @@ class History:
             if now_s >= due_s:
                 due_s = max(due_s + TICK_S, now_s)
                 self._guarded(self._tick)
-                continue
             try:
-                asked = self._questions.get(timeout=due_s - now_s)
+                # However long a tick takes, there is one question between two.
+                asked = self._questions.get(timeout=max(0.0, due_s - time.monotonic()))
             except queue.Empty:
                 continue
             if asked is None:
@@ -178,27 +180,29 @@ class History:
     def _guarded(self, step: Callable[[], None]) -> None:
         """A fault of history's, or of its disk, costs history, not ATLAS."""
         try:
-            step()
-        except sqlite3.Error as error:
-            self._failed(error)
+            try:
+                step()
+            except sqlite3.Error as error:
+                self._failed(error)
         except Exception as error:
-            log.exception("history: %s failed", step.__name__)
+            log.exception("history failed")
             self.counts["errors"] += 1
             self._stopped(f"{type(error).__name__}: {error}")
             self._batch = Batch()  # something in it may be what failed
 
     def _failed(self, error: sqlite3.Error) -> None:
-        if is_damage(error) and self._store.path is not None:
-            self.counts["damaged"] += 1
-            path = self._store.path
-            self._store.close()
-            try:
-                self._store.put_aside(path, "damaged", str(error))
-            except OSError as cannot:
-                log.error("cannot set %s aside: %s", path, cannot.strerror)
-            self._open()
-        else:
+        path = self._store.path
+        if path is None or not is_damage(error):
             self._stopped(f"cannot write {self._path}: {in_words(error)}")
+            return
+        self.counts["damaged"] += 1
+        self._store.close()
+        self._store = Store(None, MEMORY_BYTES)
+        try:
+            self.counts["set_aside"] += 1
+            put_aside(path, "damaged", str(error))
+        finally:
+            self._open()
 
     def _stopped(self, why: str) -> None:
         self._retry_s = time.monotonic() + RETRY_S
@@ -221,6 +225,7 @@ class History:
             self._restored = True
 
     def _use(self, store: Store) -> None:
+        self._store.close()
         self._store = store
         self.counts["set_aside"] += store.set_aside
         self._ends = Ends(self._directory, store.queries.end_keys())
@@ -234,10 +239,8 @@ class History:
         except Unusable:
             self._retry_s = time.monotonic() + RETRY_S
             return
-        held = self._store
-        store.write(Batch(events=held.queries.newest_events(EVENTS_WAITING)))
+        store.write(Batch(events=self._store.queries.newest_events(EVENTS_WAITING)))
         self._use(store)
-        held.close()
         self.problem = ""
         log.info("history is in %s again", self._path)
 
@@ -321,7 +324,7 @@ class History:
 
     def _write(self, names: Iterable[str]) -> None:
         """What has been taken, and the samples of these."""
-        while self._told:
+        for _ in range(len(self._told)):
             self._batch.events.append(self._told.popleft())
         del self._batch.events[:-EVENTS_WAITING]
         del self._batch.commands[:-EVENTS_WAITING]
@@ -353,7 +356,7 @@ class History:
         except Exception as error:  # noqa: BLE001 - it is the asker's, who gets it
             done.set_exception(error)
             if isinstance(error, sqlite3.Error) and is_damage(error):
-                self._failed(error)
+                self._guarded(partial(self._failed, error))
         else:
             done.set_result(answer)
         finally:

@@ -106,6 +106,16 @@ def in_words(error: BaseException) -> str:
     return "no space left on device" if code == sqlite3.SQLITE_FULL else str(error)
 
 
+def put_aside(path: Path, why: str, text: str) -> None:
+    """Rename the file with what belongs to it; OSError if that cannot be. One that is damaged replaces the last."""
+    aside = path.with_name(f"{path.name}.{why}")
+    for suffix in ("-shm", "-wal", ""):
+        of_it = path.with_name(path.name + suffix)
+        if of_it.exists():
+            of_it.replace(aside.with_name(aside.name + suffix))
+    log.error("history in %s is %s: it is now %s, and history begins anew", path, text, aside.name)
+
+
 class Store:
     """The tables, in that file; without a path in memory. Raises Unusable; the methods raise sqlite3.Error.
 
@@ -126,8 +136,6 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             raise Unusable(f"cannot keep history in {path}: {in_words(error)}") from error
         self.queries = Queries(self._connection)
-        row = self._connection.execute("SELECT max(part) FROM seconds").fetchone()
-        self._part = (row[0] or 0) + 1
 
     def _open(self) -> sqlite3.Connection:
         if self.path is None:
@@ -138,9 +146,9 @@ class Store:
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            self.put_aside(self.path, "damaged", str(error))
+            self._put_aside(self.path, "damaged", str(error))
         except _Newer as error:
-            self.put_aside(self.path, f"version-{error.version}.{int(time.time())}", "of a later version of ATLAS")
+            self._put_aside(self.path, f"version-{error.version}.{int(time.time())}", "of a later version of ATLAS")
         return self._prepared(str(self.path))
 
     def _prepared(self, name: str) -> sqlite3.Connection:
@@ -163,7 +171,7 @@ class Store:
                     f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id={_APPLICATION}; "
                     f"PRAGMA user_version={VERSION}; COMMIT;"
                 )
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            self._part = (connection.execute("SELECT max(part) FROM seconds").fetchone()[0] or 0) + 1
         except BaseException:
             connection.close()
             raise
@@ -171,15 +179,9 @@ class Store:
             os.chmod(name, 0o600)
         return connection
 
-    def put_aside(self, path: Path, why: str, text: str) -> None:
-        """Rename the file with what belongs to it; OSError if that cannot be. One that is damaged replaces the last."""
-        aside = path.with_name(f"{path.name}.{why}")
-        for suffix in ("-shm", "-wal", ""):
-            of_it = path.with_name(path.name + suffix)
-            if of_it.exists():
-                of_it.replace(aside.with_name(aside.name + suffix))
+    def _put_aside(self, path: Path, why: str, text: str) -> None:
+        put_aside(path, why, text)
         self.set_aside += 1
-        log.error("history in %s is %s: it is now %s, and history begins anew", path, text, aside.name)
 
     def close(self) -> None:
         """Close the file."""
