@@ -405,6 +405,20 @@ def test_atlas_is_killed_in_the_middle_of_a_rollout(run_path: Path, run_dir: Run
         link.close()
 
 
+def test_atlas_restarts_itself(run_path: Path, run_dir: RunDir, operator: OperatorLink) -> None:
+    """It cannot see its own end, but the next one can: done, by another process."""
+    with Supervisord(run_path, {"atlas": FLEET["atlas"]}, env={"CDN_PORT": "0"}):
+        until(lambda: is_well(operator, "atlas"))
+        before = fleet(operator)["atlas"]
+        request = OrderRequest(id=new_id(), verb=Verb.RESTART, names=("atlas",), timeout_s=60, asked_by="test")
+        operator.request(request, timeout_s=30)
+        link = new_atlas(run_dir, before.pid)
+        until(lambda: commands(link)["atlas"].kind is not None)
+        view = commands(link)["atlas"]
+        assert (view.order, view.kind, view.incarnation) == (request.id, "done", before.incarnation + 1), view
+        link.close()
+
+
 def test_every_verb_reaches_its_receiver(run_path: Path, run_dir: RunDir, operator: OperatorLink) -> None:
     """What a daemon and a warden do for an order, and what the fleet then shows of it."""
 
