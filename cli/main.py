@@ -20,6 +20,8 @@ COMMANDS = {
     "up": "Start the fleet and wait until it is ready.",
     "down": "Stop every service, then supervisord.",
     "status": "Show what runs, and how it is.",
+    "describe": "Show everything that is known of services.",
+    "why": "Tell what happened to a service, and what to do.",
     "start": "Start services and wait until they are ready.",
     "stop": "Stop services; what is in flight is finished first.",
     "restart": "Stop services if they run, then start them.",
@@ -30,8 +32,11 @@ COMMANDS = {
     "disable": "Stop services, and keep them down.",
     "reset-failed": "Forget the failures of services.",
     "maintenance": "Have services not judged while you work on them.",
+    "limits": "Show what services use of what they may; change it.",
+    "ooda": "Show what control loops do; switch their mode.",
     "logs": "Show the end of services' logs, and follow them.",
     "events": "Show what happened, and watch what happens.",
+    "history": "Show what became of services, and draw their metrics.",
     "wait": "Wait until services are ready, healthy or stopped.",
     "is-active": "Say whether services run.",
     "is-failed": "Say whether services have failed.",
@@ -40,7 +45,7 @@ COMMANDS = {
 }
 """In the order of ``cdnctl --help``; the help text of each begins with this line."""
 
-ALIASES = {"ls": "status", "kill": "signal"}
+ALIASES = {"ls": "status", "show": "describe", "kill": "signal"}
 """What operators have in their fingers from elsewhere."""
 
 _TOGETHER = {
@@ -63,8 +68,9 @@ Examples:
   cdnctl up                        start the fleet of ./supervisord.conf
   cdnctl status '*fabric'          some of it; names may be globs
   cdnctl restart cdn-data-fabric   drain it, and wait until the next one is ready
+  cdnctl why gateway-primary       what happened to it, and what to do
   cdnctl logs -f gateway-primary   follow its log
-  cdnctl ls, cdnctl kill           status and signal
+  cdnctl ls, show, kill            the same as status, describe, signal
 
 \b
 Exit codes:

@@ -213,3 +213,47 @@ def rfc3339(time_s: float) -> str | None:
     """For machines: UTC, with milliseconds."""
     at = moment(time_s)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
+
+
+def quantity(dimension: str, value: float | None) -> str:
+    """How much of what a service may use, in the unit that its name says."""
+    if value is None:
+        return ABSENT
+    match dimension:
+        case "rss_bytes":
+            return size(round(value))
+        case "cpu_cores":
+            return cpu(value)
+        case "loop_lag_s":
+            return f"{value * 1000:.0f}ms" if value < 1 else duration(value)
+        case _:
+            return f"{value:g}"
+
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def spark(values: Sequence[float | None], width: int | None = None, *, floor: float | None = None) -> str:
+    """A line of small bars, the lowest value the smallest; where nothing is known there is a blank.
+
+    ``width``: at most so many, each the largest of its share. ``floor`` is what has no height at all, the smallest
+    value if it is not given.
+    """
+    shown = list(values) if width is None or len(values) <= width else shrunk(values, width)
+    known = [value for value in shown if value is not None]
+    if not known:
+        return " " * len(shown)
+    low = min(known) if floor is None else floor
+    span = max(known) - low
+    top = len(_SPARKS) - 1
+    return "".join(
+        " " if value is None else _SPARKS[round((value - low) / span * top)] if span > 0 else _SPARKS[0]
+        for value in shown
+    )
+
+
+def shrunk(values: Sequence[float | None], width: int) -> list[float | None]:
+    """So many values, each the largest of its share."""
+    bounds = [round(n * len(values) / width) for n in range(width + 1)]
+    shares = [values[bounds[n] : bounds[n + 1]] for n in range(width)]
+    return [max((value for value in share if value is not None), default=None) for share in shares]

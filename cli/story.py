@@ -1,0 +1,200 @@
+"""``cdnctl why``: what happened to a service and what to do, on one screen. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bus.messages import HealthStatus, IncarnationView, ProcessState, ServiceView
+from cli.answers import HEALTH_COLOURS, STATE_COLOURS, command_text
+from cli.rendering import ABSENT, Screen, clean, cpu, duration, local_time, paint, size, spark
+from cli.selection import is_well
+
+_CONFIGURATION_ERROR = 78  # EX_CONFIG, sysexits.h
+_STACK_LINES = 9
+_LOG_LINES = 10
+_EVENTS = 5
+_KEY = 9
+
+
+def story(
+    name: str,
+    view: ServiceView | None,
+    lives: Sequence[IncarnationView],
+    *,
+    now_s: float,
+    screen: Screen,
+    full: bool = False,
+) -> list[str]:
+    """One service: how it is, then each end, newest first, then what to do. ``full`` leaves nothing out."""
+    ended = [life for life in lives if life.ended_s is not None or life.end]
+    lines = [_headline(name, view, screen)]
+    if not ended:
+        lines.append("  no end of it is on record")
+    for life in ended:
+        lines += ["", *_end(life, now_s, screen, full)]
+    steps = advice(name, view, ended[0] if ended else None)
+    return [*lines, "", paint("what to do", "bold", screen), *(f"  {step}" for step in steps)]
+
+
+def _headline(name: str, view: ServiceView | None, screen: Screen) -> str:
+    if view is None:
+        return f"{paint(name, 'bold', screen)}  is not running here; this is what its post-mortems say"
+    parts = [paint(view.state.value, STATE_COLOURS[view.state], screen)]
+    if view.health is not HealthStatus.UNKNOWN:
+        parts.append(paint(view.health.value, HEALTH_COLOURS[view.health], screen))
+    if view.pid is not None:
+        since = f"pid {view.pid}, up {duration(view.uptime_s)}"
+        parts.append(f"#{view.incarnation}, {since}" if view.incarnation is not None else since)
+    if view.restarts:
+        parts.append(f"{view.restarts} restarts")
+    if not view.enabled:
+        parts.append("disabled")
+    if view.maintenance:
+        parts.append("in maintenance")
+    reason = f"\n  {clean(view.reason)}" if view.reason else ""
+    return f"{paint(name, 'bold', screen)}  {', '.join(parts)}{reason}"
+
+
+def _end(life: IncarnationView, now_s: float, screen: Screen, full: bool) -> list[str]:
+    which = f"#{life.incarnation}" if life.incarnation is not None else f"start {life.start}"
+    when = "at an unknown time"
+    if life.ended_s is not None:
+        when = f"{duration(now_s - life.ended_s)} ago, {local_time(life.ended_s)}"
+    lines = [f"{paint(f'{which} ended {when}', 'bold', screen)}"]
+
+    def line(key: str, text: str, colour: str = "") -> None:
+        if text:
+            lines.append(f"  {paint(key.ljust(_KEY), 'dim', screen)} {paint(clean(text), colour, screen)}")
+
+    lived = f"for {duration(life.lived_s)}" if life.lived_s is not None else ""
+    ready = f"ready after {duration(life.ready_after_s)}" if life.ready_after_s is not None else "never ready"
+    line("how", life.end or "nobody saw how", "" if life.ordered_by else "red")
+    line("lived", ", ".join(part for part in (lived, ready, f"pid {life.pid}" if life.pid else "") if part))
+    line("verdict", life.verdict, "yellow")
+    line("guilty", life.guilty, "red")
+    line("limit", life.limit, "yellow")
+    line("spared", life.spared)
+    line("ordered", f"by {life.ordered_by}" if life.ordered_by else "by nobody")
+    line("said last", life.last_status)
+    line("errno", str(life.errno) if life.errno is not None else "")
+    line("how often", _often(life))
+    line("follows", life.follows)
+    for command in life.commands[-3:]:
+        line("asked", f"{local_time(command.asked_at_s)}  {command_text(command)}")
+    for trend in _trends(life):
+        line("before", trend)
+    for event in life.events if full else life.events[-_EVENTS:]:
+        line("event", f"{local_time(event.time_s)}  {event.kind}: {event.text}")
+    lines += _block("stacks", life.stacks, None if full else _STACK_LINES, screen, newest=False)
+    lines += _block("log", life.log_tail, None if full else _LOG_LINES, screen, newest=True)
+    return lines
+
+
+def _often(life: IncarnationView) -> str:
+    counts = ((life.ends_last_hour, "hour"), (life.ends_last_day, "day"))
+    told = [f"{many} in that {span}" for many, span in counts if many is not None]
+    return f"this one included, {', '.join(told)}" if told else ""
+
+
+def _trends(life: IncarnationView) -> Iterator[str]:
+    """The last statuses before the end, as small bars: what grew is seen at a glance."""
+    samples = life.statuses
+    if len(samples) < 2:
+        return
+    span = f"last {duration(samples[-1].time_s - samples[0].time_s)}"
+    numbers: list[tuple[str, list[float | None], str]] = [
+        ("memory", [sample.rss_bytes for sample in samples], size(samples[-1].rss_bytes)),
+        ("cpu", [sample.cpu_cores for sample in samples], cpu(samples[-1].cpu_cores)),
+        ("loop lag", [sample.loop_lag_s for sample in samples], duration(samples[-1].loop_lag_s)),
+        ("in flight", [float(sample.in_flight) for sample in samples], str(samples[-1].in_flight)),
+    ]
+    for label, values, last in numbers:
+        known = {value for value in values if value is not None}
+        if len(known) > 1:
+            yield f"{label:9} {spark(values)}  {last} at the end ({span})"
+
+
+def _block(key: str, text: str, most: int | None, screen: Screen, *, newest: bool) -> list[str]:
+    """Some lines of a text, the last or the first of it; and how many there are more."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return []
+    shown = lines if most is None else lines[-most:] if newest else lines[:most]
+    more = len(lines) - len(shown)
+    left = f", {more} lines more with --full" if more else ""
+    return [f"  {paint(f'{key}{left}', 'dim', screen)}", *(f"    {clean(line)}" for line in shown)]
+
+
+def advice(name: str, view: ServiceView | None, life: IncarnationView | None) -> list[str]:
+    """The next steps that the evidence suggests, the most pressing first; commands are to be typed as they stand."""
+    return list(dict.fromkeys([*_about_the_present(name, view), *_about_the_end(name, view, life)])) or [
+        "nothing: it runs and is well"
+        if view is not None and is_well(view)
+        else f"see what it wrote: cdnctl logs {name} -n 100"
+    ]
+
+
+def _about_the_present(name: str, view: ServiceView | None) -> Iterator[str]:
+    if view is None:
+        yield "start the fleet: cdnctl up"
+        return
+    if not view.enabled:
+        yield f"it is kept down on purpose; when it may run again: cdnctl enable {name}"
+    elif view.state is ProcessState.FATAL:
+        yield f"it was given up after too many failures: mend the cause below, then: cdnctl start {name}"
+    elif view.state is ProcessState.BACKOFF:
+        yield "it is started again by itself, at the time that its reason names; sooner: cdnctl restart " + name
+    elif view.state in (ProcessState.STOPPED, ProcessState.EXITED):
+        yield f"it is down and stays down; start it: cdnctl start {name}"
+    elif view.state is ProcessState.RUNNING and view.health in (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED):
+        yield f"it runs and is {view.health}: {clean(view.reason) or 'it does not say why'}"
+    if view.maintenance:
+        yield f"it is in maintenance, so that no hang is noticed; when you are done: cdnctl maintenance {name} --off"
+
+
+def _about_the_end(name: str, view: ServiceView | None, life: IncarnationView | None) -> Iterator[str]:
+    if life is None:
+        return
+    status = life.wait_status
+    code = None if status is None or status & 0x7F else status >> 8
+    if life.ordered_by:
+        yield f"its last end was ordered by {life.ordered_by}: nothing is to be mended"
+        return
+    if code == _CONFIGURATION_ERROR:
+        yield f"its configuration is wrong: mend what the end of its log says, then: cdnctl start {name}"
+        return
+    if life.limit:
+        dimension = life.limit.split()[0]
+        yield f"see how it grew: cdnctl history {name} --metric {dimension}"
+        yield f"if it needs that much: cdnctl limits {name} --set {dimension}.hard=…, and in its own declaration"
+    elif life.verdict:
+        where = f" in {life.guilty}" if life.guilty else ""
+        yield f"it hung{where}: that call has to end sooner, or be declared with long_call(seconds)"
+        yield f"while you look at it with a debugger: cdnctl maintenance {name} --on --for 1h"
+    elif status is not None and status & 0x7F == 9:
+        yield "somebody killed it, and not the warden: was it out of memory? journalctl -k | grep -i 'out of memory'"
+    elif life.end:
+        yield f"it ended by itself: cdnctl logs {name} -n 100"
+    if (life.ends_last_hour or 0) > 3:
+        yield f"it keeps ending: what changed before the first of them? cdnctl history {name}"
+    if view is not None and view.state is ProcessState.RUNNING and (life.ends_last_hour or 0) <= 1:
+        yield "it runs again; once is no pattern"
+
+
+def plain(name: str, view: ServiceView | None, lives: Sequence[IncarnationView]) -> dict[str, object]:
+    """The same for JSON."""
+    ended = [life for life in lives if life.ended_s is not None or life.end]
+    return {
+        "name": name,
+        "service": view,
+        "incarnations": list(lives),
+        "advice": advice(name, view, ended[0] if ended else None),
+    }
+
+
+def one_line(lives: Sequence[IncarnationView], now_s: float) -> str:
+    """The last end in a line."""
+    life = next((life for life in lives if life.ended_s is not None), None)
+    if life is None or life.ended_s is None:
+        return ABSENT
+    return f"{duration(now_s - life.ended_s)} ago: {clean(life.summary or life.end)}"
