@@ -259,7 +259,7 @@ class Restarts:
             wait_status=wait_status,
             end=life.end,
             verdict=life.verdict,
-            spared=life.spared or (f"{life.withheld}, but it was in maintenance" if life.withheld else ""),
+            spared="; ".join(filter(None, (life.spared, life.withheld and f"in maintenance: {life.withheld}"))),
             ordered_by=program.stopped_by or life.ordered_by,
             follows=follows,
             last_status=life.status,
