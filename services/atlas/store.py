@@ -40,7 +40,7 @@ _APPLICATION = 0x43444E41
 SECONDS_KEPT_S = 3600
 MINUTES_KEPT_S = 7 * 86400
 EVENTS_KEPT_S = 30 * 86400
-SECONDS_LEAST_S = 1200
+SECONDS_LEAST_S = 1500
 """Over its size history gives up seconds first, but not these, which are still to be rolled up."""
 MINUTES_LEAST_S = 86400
 
