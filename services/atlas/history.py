@@ -57,8 +57,8 @@ ROWS_WAITING = 60
 """Of one service, while they cannot be written."""
 EVENTS_WAITING = 10_000
 QUESTIONS_WAITING = 64
-QUESTION_STEPS = 100_000_000
-"""Of SQLite's machine, about a second's worth."""
+QUESTION_STEPS = 20_000_000
+"""Of SQLite's machine, some tenths of a second; an honest question needs a tenth of them."""
 EVENTS_RESTORED = 2000
 COMMANDS_LOOKED_AT = 1000
 LOOK_S = 10.0

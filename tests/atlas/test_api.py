@@ -209,6 +209,11 @@ def test_a_service(run_path: Path, operator: OperatorLink) -> None:
         )
         assert get("/api/v1/commands?service=atlas")[1]["commands"] == []
 
+        until(lambda: len(get("/api/v1/services/tiny/incarnations")[1]["incarnations"]) == 2)
+        status, newest = get("/api/v1/services/tiny/incarnations?limit=1")
+        assert [(life["key"], life["ended_s"]) for life in newest["incarnations"]] == [("2", None)]
+        assert [life["key"] for life in get(newest["next"])[1]["incarnations"]] == ["1"]
+
         status, happened = get("/api/v1/events?service=tiny")
         assert {event["instance"] for event in happened["events"]} == {"tiny"}
         times = [event["time_s"] for event in happened["events"]]

@@ -14,6 +14,7 @@ from threading import Event as ThreadEvent
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -455,15 +456,17 @@ def test_statuses_commands_and_ends_are_taken(run_dir: RunDir, begin: Callable[.
         for id_, kind in (("c1", None), ("c2", OutcomeKind.DONE))
     )
     fleet.given = (open_, done)
-    left_by_warden(run_dir.path / "postmortems", 1)
+    left = left_by_warden(run_dir.path / "postmortems", 1)
     one = begin(run_dir, fleet)
     until(lambda: len(asked(one, lambda memory: memory.seconds("web", 0, 1e10))) >= 2)
     (life,) = asked(one, lambda memory: memory.queries.lives("web", before_s=None, limit=9))
     assert (life.incarnation, life.pid, round(life.heard_s - life.started_s)) == (42, 1234, 5)
     assert asked(one, lambda memory: memory.queries.commands("web", 0, 1e10, 9)) == [done]
     assert asked(one, lambda memory: memory.queries.count_ends("web", 0, 1e10)) == 1
+    left.unlink()
     fleet.told = [replace(fleet.told[0], incarnation=43, pid=5)]
     until(lambda: len(asked(one, lambda memory: memory.queries.lives("web", before_s=None, limit=9))) == 2)
+    assert asked(one, lambda memory: memory.queries.count_ends("web", 0, 1e10)) == 1, "the warden keeps it no longer"
 
 
 def test_what_was_asked_for_by_somebody_who_left(run_dir: RunDir, begin: Callable[..., History]) -> None:
@@ -514,7 +517,7 @@ def test_the_queue_is_bounded(run_dir: RunDir) -> None:
 def small_disk(tmp_path: Path) -> Iterator[RunDir]:
     """A run directory on a file system of 4 MiB."""
     if os.geteuid() != 0:
-        pytest.skip("only root may mount a tmpfs; test_atlas_goes_on_without_history covers the rest")
+        pytest.skip("only root may mount a tmpfs; test_a_file_that_may_not_grow covers the rest")
     path = tmp_path / "disk"
     path.mkdir()
     mounted = subprocess.run(
@@ -660,6 +663,21 @@ def test_atlas_goes_on_without_history(run_path: Path, run_dir: RunDir) -> None:
         assert atlas.get("/api/v1/events")[0] == 200
         (run_dir.state("atlas") / "history.db").rmdir()
         until(lambda: msgspec.json.decode(atlas.get("/readyz")[1])["health"] == "healthy")
+
+
+def test_a_file_that_may_not_grow(run_path: Path) -> None:
+    """RLIMIT_FSIZE, set and lifted under a running ATLAS: history stops, says so, and goes on."""
+    with ServiceProcess(run_path, *ATLAS) as atlas:
+        until(lambda: msgspec.json.decode(atlas.get("/readyz")[1])["health"] == "healthy")
+        limited = psutil.Process(atlas.pid)
+        _, hard = limited.rlimit(psutil.RLIMIT_FSIZE)
+        limited.rlimit(psutil.RLIMIT_FSIZE, (4096, hard))
+        with ServiceProcess(run_path, *TINY):  # whose events are to be written
+            until(lambda: b"history stopped: cannot write " in atlas.get("/readyz")[1], within_s=60)
+        assert atlas.get("/readyz")[0] == 200
+        assert atlas.get("/api/v1/events")[0] == 200
+        limited.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+        until(lambda: msgspec.json.decode(atlas.get("/readyz")[1])["health"] == "healthy", within_s=60)
 
 
 def test_an_impossible_limit_keeps_atlas_down(run_path: Path) -> None:
