@@ -90,6 +90,14 @@ class Supervisord:
         """supervisord's own process."""
         return int(self._call("getPID"))
 
+    def version(self) -> str:
+        """supervisor's, as it runs."""
+        return str(self._call("getSupervisorVersion"))
+
+    def has_warden(self) -> bool:
+        """Whether the warden in it answers."""
+        return any(str(method).startswith("cdn.") for method in self._call("listMethods", space="system"))
+
     def processes(self) -> list[Process]:
         """Its table, in order of name, with what the warden in it has to say of each."""
         rows = [_process(found) for found in self._call("getAllProcessInfo")]

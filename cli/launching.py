@@ -155,7 +155,7 @@ def running(planned: Plan) -> int | None:
                 Exit.FAILED,
             )
         time.sleep(_LOOK_S)
-    other = _configuration_of(pid, planned)
+    other = configuration_of(pid)
     if other is not None and not _is_same(other, planned.original):
         raise Problem(
             f"cannot start {planned.original} in {planned.run_dir.path}: the fleet of {other} runs there "
@@ -174,7 +174,7 @@ def _answering(planned: Plan) -> int | None:
         raise Problem(f"cannot start a fleet in {planned.run_dir.path}: {error}", Exit.FAILED) from error
 
 
-def _configuration_of(pid: int, planned: Plan) -> Path | None:
+def configuration_of(pid: int) -> Path | None:
     """The original of what that supervisord was given; None if that cannot be seen."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "Show what runs, and how it is.",
     "describe": "Show everything that is known of services.",
     "why": "Tell what happened to a service, and what to do.",
+    "top": "Watch the fleet live; sort, filter, restart.",
     "start": "Start services and wait until they are ready.",
     "stop": "Stop services; what is in flight is finished first.",
     "restart": "Stop services if they run, then start them.",
@@ -40,6 +41,8 @@ COMMANDS = {
     "wait": "Wait until services are ready, healthy or stopped.",
     "is-active": "Say whether services run.",
     "is-failed": "Say whether services have failed.",
+    "doctor": "Check the whole set-up, and say how to mend it.",
+    "init": "Write a configuration to begin with.",
     "completion": "Print what makes a shell complete cdnctl's words.",
     "version": "Show the version.",
 }

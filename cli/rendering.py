@@ -152,18 +152,18 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], screen: Screen
             continue
         room = screen.width - indent
         if room >= _LEAST_WRAP:
-            first, *more = _wrapped(tail.text, room)
+            first, *more = wrapped(tail.text, room)
             lines.append(f"{start}{gap}{paint(first, tail.colour, screen)}")
             lines += [" " * indent + paint(text, tail.colour, screen) for text in more]
         elif tail.text == ABSENT:
             lines.append(start.rstrip())
         else:
             lines.append(start.rstrip())
-            lines += ["    " + paint(text, tail.colour, screen) for text in _wrapped(tail.text, screen.width - 4)]
+            lines += ["    " + paint(text, tail.colour, screen) for text in wrapped(tail.text, screen.width - 4)]
     return lines
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most ``width`` columns, broken at spaces where there are any."""
     width = max(width, 8)
     lines, line = [], ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bus.endpoints import MAX_SOCKET_PATH_BYTES
+from cli.belonging import Belonging
 
 CLOCK_OFF_S = 0.05
 """A wall clock that is slewed goes off by less in the time that it is watched for."""
@@ -135,18 +136,19 @@ def sockets(seen: Mapping[str, Reach], supervisord: int | None, atlas: int | Non
     """Socket name → what came of it; the two are pids, None where there is no such process."""
     check = "sockets"
     found = []
+    alike: dict[tuple[str, int | None, Reach], list[str]] = {}
     for name, reach in seen.items():
-        owner, pid = ("supervisord", supervisord) if name == "supervisor.sock" else ("ATLAS", atlas)
+        owner = ("supervisord", supervisord) if name == "supervisor.sock" else ("ATLAS", atlas)
+        alike.setdefault((*owner, reach), []).append(name)
+    for (owner_name, pid, reach), names in alike.items():
+        which = ", ".join(names)
         if reach is Reach.FORBIDDEN or reach is Reach.OTHER:
-            found.append(
-                problem(check, f"{name} cannot be opened", reach, "see the finding on permissions, or remove it")
-            )
+            found.append(problem(check, f"{which} cannot be opened", reach, f"rm {which}, in the run directory"))
         elif pid is not None and reach is not Reach.OPEN:
-            restart = "cdnctl down && cdnctl up" if owner == "supervisord" else "cdnctl restart atlas"
-            mend = f"it is made anew within two seconds where {owner} runs as it should; if not: {restart}"
-            found.append(problem(check, f"{owner} runs, and not its {name}", f"pid {pid}, {reach}", mend))
+            restart = "cdnctl down && cdnctl up" if owner_name == "supervisord" else "cdnctl restart atlas"
+            found.append(problem(check, f"{owner_name} runs without its {which}", f"pid {pid}, {reach}", restart))
         elif pid is None and reach is Reach.DEAD:
-            found.append(warning(check, f"{name} is left over from a dead {owner}", reach, "cdnctl up replaces it"))
+            found.append(warning(check, f"{which} of a dead {owner_name} is left over", reach, "cdnctl up replaces it"))
     return found
 
 
@@ -212,16 +214,7 @@ def atlas(seen: AtlasSeen) -> list[Finding]:
     return found
 
 
-class Process(NamedTuple):
-    """One of the run directory's."""
-
-    pid: int
-    parent: int
-    name: str
-    is_supervisord: bool
-
-
-def orphans(processes: Sequence[Process], standing_by: Collection[int] = ()) -> list[Finding]:
+def orphans(processes: Sequence[Belonging]) -> list[Finding]:
     """Services that no supervisord owns; the children of such a one go with it."""
     check = "orphans"
     pids = {process.pid for process in processes}
@@ -229,8 +222,6 @@ def orphans(processes: Sequence[Process], standing_by: Collection[int] = ()) -> 
     supervisors = [process for process in processes if process.is_supervisord]
     found = []
     for process in tops:
-        if process.pid in standing_by:
-            continue
         mend = f"kill {process.pid}" if supervisors else "cdnctl up replaces it, cdnctl down ends it"
         found.append(warning(check, f"no supervisord would start {process.name} again", f"pid {process.pid}", mend))
     if len(supervisors) > 1:

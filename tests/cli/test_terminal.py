@@ -37,7 +37,7 @@ class Screen:
 
     def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
         self.process = process
-        self._master = master
+        self.master = master
         self._written = bytearray()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -45,7 +45,7 @@ class Screen:
     def _read(self) -> None:
         while True:
             try:
-                part = os.read(self._master, 65536)
+                part = os.read(self.master, 65536)
             except OSError:  # EIO: nobody has the other side open any more
                 return
             if not part:
@@ -59,11 +59,11 @@ class Screen:
 
     def type(self, keys: str) -> None:
         """As somebody who sits there."""
-        os.write(self._master, keys.encode())
+        os.write(self.master, keys.encode())
 
     def resize(self, columns: int, lines: int) -> None:
         """The window is another size now; the kernel tells the process."""
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def ended(self) -> int:
         """The exit code, once it has ended and all is read."""
@@ -74,9 +74,13 @@ class Screen:
 
 @contextmanager
 def terminal(
-    run_dir: RunDir, *arguments: str, columns: int = 100, env: Mapping[str, str] | None = None
+    run_dir: RunDir,
+    *arguments: str,
+    columns: int = 100,
+    env: Mapping[str, str] | None = None,
+    session: bool = False,
 ) -> Iterator[Screen]:
-    """cdnctl with a terminal for stdout and stderr."""
+    """cdnctl with a terminal for stdin, stdout and stderr; with a session, Ctrl-C is a signal to it, too."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     plain = {key: value for key, value in environment(run_dir.path).items() if key != "NO_COLOR"}
@@ -87,6 +91,8 @@ def terminal(
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        start_new_session=session,
+        preexec_fn=(lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0)) if session else None,
     )
     os.close(slave)
     screen = Screen(process, master)
