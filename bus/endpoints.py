@@ -18,7 +18,7 @@ from typing import NamedTuple
 MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes with its closing NUL, unix(7)."""
 
-_LONGEST_NAME = "supervisor.sock.1234567"  # supervisor binds a temporary name with its pid first
+LONGEST_SOCKET_NAME = "supervisor.sock.1234567"  # supervisor binds a temporary name with its pid first
 
 
 class RunDirError(Exception):
@@ -101,7 +101,7 @@ def prepare(run_dir: RunDir) -> RunDir:
     Raises RunDirError.
     """
     path = run_dir.path
-    longest = len(os.fsencode(path / _LONGEST_NAME))
+    longest = len(os.fsencode(path / LONGEST_SOCKET_NAME))
     if longest > MAX_SOCKET_PATH_BYTES:
         excess = longest - MAX_SOCKET_PATH_BYTES
         raise RunDirError(
