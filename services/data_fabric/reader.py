@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -166,11 +167,10 @@ class Reader:
             self._cancelled = False
             self._deadline_s = time.monotonic() + query.timeout_s
             self._running = True
-        columns: tuple[str, ...] = ()
         begun = 0
 
         def one_statement(cursor: apsw.Cursor, _sql: str, _bindings: object) -> bool:
-            nonlocal columns, begun
+            nonlocal begun
             begun += 1
             if begun > 1:
                 raise RefusedError(
@@ -180,7 +180,6 @@ class Reader:
                 raise RefusedError(
                     403, "cannot run a statement that writes", next="POST /tables/NAME/rows inserts rows"
                 )
-            columns = unique(tuple(str(column[0]) for column in cursor.get_description()) if cursor.has_vdbe else ())
             return True
 
         cursor = self.connection.cursor()
@@ -189,7 +188,8 @@ class Reader:
             cursor.exec_trace = one_statement
             started_s = time.thread_time()
             cursor.execute(query.sql, query.params)
-            if not begun or not columns:
+            columns = self._columns(cursor, query) if begun else ()
+            if not columns:
                 raise RefusedError(400, "cannot run this: there is no SELECT in it", value=query.sql)
             ended = False
             while not ended:
@@ -219,6 +219,27 @@ class Reader:
             cursor.close(True)
             with self._lock:
                 self._running = False
+
+    def _columns(self, cursor: apsw.Cursor, query: Query) -> tuple[str, ...]:
+        """The columns of a statement that runs: of the tables as they are, which may not be those it was prepared for.
+
+        After the last row SQLite tells no more, so a statement without rows is prepared once again, and not run.
+        """
+        try:
+            return _names(cursor)
+        except apsw.ExecutionCompleteError:
+            columns: tuple[str, ...] = ()
+
+        def look(cursor: apsw.Cursor, _sql: str, _bindings: object) -> bool:
+            nonlocal columns
+            columns = _names(cursor) if cursor.has_vdbe else ()
+            return False
+
+        again = self.connection.cursor()
+        again.exec_trace = look
+        with suppress(apsw.ExecTraceAbort):
+            again.execute(query.sql, query.params, can_cache=False)
+        return columns
 
     def _counters(self) -> dict[str, int]:
         return {name: self._status.get(key, 0) for name, key in _STATISTICS.items()}
@@ -295,6 +316,10 @@ def weight(row: tuple[Value, ...]) -> int:
         if kind is str or kind is bytes:
             total += len(value)  # type: ignore[arg-type]
     return total
+
+
+def _names(cursor: apsw.Cursor) -> tuple[str, ...]:
+    return unique(tuple(str(column[0]) for column in cursor.get_description()))
 
 
 def unique(names: tuple[str, ...]) -> tuple[str, ...]:

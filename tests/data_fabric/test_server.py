@@ -170,6 +170,21 @@ def test_put_replaces_and_delete_drops(client: Client) -> None:
     assert client.sql("SELECT * FROM x1").error["status"] == 400
 
 
+def test_a_replaced_table_is_told_with_its_own_columns(client: Client) -> None:
+    """Also the first time, by a statement that was prepared for the table before."""
+    assert client.load("changing", "name,metres\nZugspitze,2962\n").status == 201
+    for _ in range(20):  # every reader has it prepared
+        assert client.call("GET", "/tables/changing/rows").json["columns"] == ["_rowid_", "name", "metres"]
+    assert client.load("changing", "title\nMont Blanc\n", method="PUT").status == 201
+    for _ in range(20):
+        answer = client.call("GET", "/tables/changing/rows").json
+        assert (answer["columns"], answer["rows"]) == (["_rowid_", "title"], [[1, "Mont Blanc"]])
+    assert client.load("changing", "height\n1\n", method="PUT").status == 201
+    for _ in range(20):
+        answer = client.call("GET", "/tables/changing/rows?after=1").json
+        assert (answer["columns"], answer["rows"]) == (["_rowid_", "height"], [])
+
+
 def test_a_broken_file_leaves_nothing_behind(served: tuple[Client, Store]) -> None:
     """No table, no source, no spooled file; the old one is still there after a broken PUT."""
     client, store = served
