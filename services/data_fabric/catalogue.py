@@ -76,6 +76,12 @@ def read(connection: apsw.Connection, generation: int) -> Catalogue:
     return Catalogue(generation=generation, sources=sources, tables=tables, own_indexes=own)
 
 
+def signature(connection: apsw.Connection) -> tuple[object, ...]:
+    """Differs where two catalogues do."""
+    sources: tuple[object, ...] = connection.execute("SELECT count(*), total(created_s) FROM _cdn_sources").get
+    return (connection.pragma("schema_version"), *sources)
+
+
 def index_name(spec: IndexSpec) -> str:
     """The name of the tuner's index of that specification; the same each time."""
     return f"{OWN_PREFIX}{spec.table}_{hashlib.sha256(str(spec).encode()).hexdigest()[:10]}"

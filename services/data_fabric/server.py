@@ -241,7 +241,15 @@ def make_app(
             await asyncio.to_thread(fabric.store.close)
 
     def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
-        return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
+        return [Route(path, current(endpoint), methods=[method.upper()]) for method, endpoint in methods.items()]
+
+    def current(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            if fabric.store.is_behind():
+                await asyncio.to_thread(fabric.store.catch_up)
+            return await endpoint(request)
+
+        return answer
 
     app = Starlette(
         lifespan=opened,

@@ -51,6 +51,11 @@ class Store:
         self.rows: dict[str, int] = {}
         self._writer: Writer | None = None
         self._opening = threading.Lock()
+        self._watcher: apsw.Connection | None = None
+        self._version = 0
+        """SQLite's data_version as of the last look."""
+        self._signature: tuple[object, ...] = ()
+        """Of the database that the catalogue is of."""
 
     @property
     def path(self) -> Path:
@@ -79,6 +84,8 @@ class Store:
             connection.execute(catalogues.SCHEMA)
             self.catalogue = catalogues.read(connection, 1)
             self.rows = {name: catalogues.row_count(connection, name) for name in self.catalogue.tables}
+            self._signature = catalogues.signature(connection)
+            self._watcher = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
             self._writer = Writer(connection, waiting=self.limits.writes_waiting)
 
     def close(self) -> None:
@@ -87,6 +94,29 @@ class Store:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+            watcher, self._watcher = self._watcher, None
+            if watcher is not None:
+                watcher.close()
+
+    def is_behind(self) -> bool:
+        """Whether another process over the same database has changed what there is. Quick; on one thread only."""
+        watcher = self._watcher
+        if watcher is None:
+            return False
+        try:
+            version = watcher.pragma("data_version")
+            if version == self._version:
+                return False
+            if catalogues.signature(watcher) != self._signature:
+                return True
+        except apsw.Error:
+            return False  # the request itself will tell what is wrong with the database
+        self._version = version
+        return False
+
+    def catch_up(self) -> None:
+        """Read the catalogue anew."""
+        self._refresh()
 
     @property
     def writer(self) -> Writer:
@@ -267,6 +297,7 @@ class Store:
     def _refresh(self) -> None:
         def look(connection: apsw.Connection) -> None:
             self.catalogue = catalogues.read(connection, self.catalogue.generation + 1)
+            self._signature = catalogues.signature(connection)
             self.rows = {name: catalogues.row_count(connection, name) for name in self.catalogue.tables}
 
         self.writer.submit(look, urgent=True).result()

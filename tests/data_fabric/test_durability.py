@@ -82,6 +82,21 @@ def test_another_instance_leaves_the_uploads_of_the_first_alone(run_path: Path) 
             assert (run_path / "state" / "cdn-data-fabric-2" / "spool").is_dir()
 
 
+def test_two_instances_see_what_the_other_has_changed(run_path: Path) -> None:
+    """With the next request: a source made, rows inserted, a source replaced and dropped."""
+    with process(run_path) as (first, _), process(run_path, CDN_INSTANCE="cdn-data-fabric-2") as (second, _):
+        for one, other in ((first, second), (second, first)):
+            assert one.load("peaks", "name,metres\nZugspitze,2962\n").status == 201
+            inserted = other.call("POST", "/tables/peaks/rows", {"rows": [["Watzmann", 2713]]})
+            assert inserted.status == 201, inserted.body
+            assert one.sql("SELECT count(*) FROM peaks").json["rows"] == [[2]]
+            assert one.load("peaks", "title\nMont Blanc\n", method="PUT").status == 201
+            assert other.call("GET", "/tables/peaks/rows").json["columns"] == ["_rowid_", "title"]
+            assert other.call("DELETE", "/sources/peaks").status == 204
+            assert one.call("GET", "/sources").json["sources"] == []
+            assert one.call("GET", "/tables/peaks/rows").status == 404
+
+
 def test_the_service_as_it_is_started(run_path: Path) -> None:
     """Its check is well, its metrics are there, its state is private, its loop can be switched off."""
     with process(run_path) as (client, service):
