@@ -18,13 +18,16 @@ from cli.durations import Duration
 from cli.exits import Exit, Problem
 from cli.rendering import Format, Output, Screen
 
+_COMPLETE_S = 0.1
+"""Somebody has pressed TAB: whoever has not answered by then is left out."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def run_dir_of(ctx: click.Context) -> RunDir:
     """The run directory: --run-dir, $CDN_RUN_DIR, beside $CDN_CONFIG, else the rule of bus/endpoints.py."""
-    if ctx.obj:
-        return RunDir(Path(ctx.obj).absolute())
+    if given := ctx.obj or ctx.find_root().params.get("run_dir"):  # a shell that completes has run no command yet
+        return RunDir(Path(given).absolute())
     if not os.environ.get("CDN_RUN_DIR") and (conf := os.environ.get("CDN_CONFIG")):
         return RunDir(Path(conf).absolute().parent / "run")
     return default_run_dir()
@@ -96,7 +99,26 @@ def stdout_screen() -> Screen:
 
 def names_argument(*, required: bool) -> Callable[[Function], Function]:
     """NAME…: instances, services, or globs over both."""
-    return click.argument("names", nargs=-1, required=required, metavar="NAME..." if required else "[NAME]...")
+    metavar = "NAME..." if required else "[NAME]..."
+    return click.argument("names", nargs=-1, required=required, metavar=metavar, shell_complete=complete_names)
+
+
+def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The instances that begin so, for a shell, less those that are named already. Never fails, says nothing."""
+    from cli.atlas import AtlasSilent, Refused, ask_fleet
+
+    run_dir = run_dir_of(ctx)
+    try:
+        names = [str(view.instance) for view in ask_fleet(run_dir, timeout_s=_COMPLETE_S).services]
+    except (AtlasSilent, Refused):
+        from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
+
+        try:
+            names = [instance_of(row) for row in Supervisord(run_dir, timeout_s=_COMPLETE_S).processes()]
+        except (NoSupervisord, SupervisordRefused, SupervisordSilent):
+            return []
+    named = ctx.params.get(param.name or "") or ()
+    return [name for name in names if name.startswith(incomplete) and name not in named]
 
 
 def output_options(

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -101,6 +102,18 @@ class LazyGroup(click.Group):
         module = __import__(f"cli.commands.{_TOGETHER.get(name, word)}", fromlist=["command"])
         command: click.Command = getattr(module, f"{word}_command" if name in _TOGETHER else "command")
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Commands by the table above, so that none of them is imported; options as click has them."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=line) for name, line in COMMANDS.items() if name.startswith(incomplete)]
+        found += [
+            CompletionItem(alias, help=COMMANDS[name])
+            for alias, name in ALIASES.items()
+            if alias.startswith(incomplete)
+        ]
+        return found if not incomplete.startswith("-") else click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it. click would make the same 1 of a reader that has gone as of a failure."""

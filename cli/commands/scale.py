@@ -9,7 +9,7 @@ import click
 from bus.messages import Verb
 from cli.atlas import Details
 from cli.commands._order import FORMATS, run
-from cli.context import output_options, timeout_option
+from cli.context import complete_names, output_options, timeout_option
 from cli.rendering import Output
 
 LARGEST = 64
@@ -17,7 +17,7 @@ LARGEST = 64
 
 
 @click.command("scale")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=complete_names)
 @click.argument("instances", type=click.IntRange(1, LARGEST), metavar="N")
 @timeout_option("60s")
 @output_options(formats=FORMATS)
