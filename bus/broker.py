@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -32,6 +33,8 @@ _NOW = int(zmq.DONTWAIT)
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _GATHER_S = 0.005
 """What comes so soon after the last is left to gather, as waking costs more than a status; people never wait for it."""
+_FDS_LEFT = 64
+"""Kept for all else that the process opens, and for who connects before it is noticed; a fifth, where that is more."""
 _TELEMETRY_QUEUE = 1000  # for each publisher: as many as it keeps itself
 _BACKLOG = 4096  # a whole fleet may connect at once; the kernel's own limit is net.core.somaxconn
 _TOPICS_KEPT = 50_000
@@ -84,6 +87,10 @@ class Broker:
         for waited_for in (self._operators, self._wake_fd):
             self._urgent.register(waited_for, zmq.POLLIN)
         self._taken_s = 0.0
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._full_at = limit - min(limit // 2, max(_FDS_LEFT, limit // 5))
+        self._shut: dict[str, zmq.Socket[bytes]] = {}
+        """Endpoints at which nobody can connect now."""
         self._last: dict[bytes, bytes] = {}
         self._wanted: set[bytes] = set()
         self._owed: dict[bytes, None] = {}
@@ -115,6 +122,7 @@ class Broker:
     def turn(self, timeout_s: float) -> Arrivals:
         """Wait up to timeout_s for anything, then take what is there."""
         arrivals = Arrivals()
+        self._mind_the_limit()
         gather_s = min(self._taken_s + _GATHER_S - time.monotonic(), timeout_s)
         if gather_s > 0 and not self._urgent.poll(int(gather_s * 1000)):
             timeout_s -= gather_s
@@ -132,6 +140,26 @@ class Broker:
         if self._operators in ready:
             self._drain(self._operators, arrivals.operators)
         return arrivals
+
+    def _mind_the_limit(self) -> None:
+        """Let nobody else connect while descriptors are short: without one libzmq's ipc listener aborts the process.
+
+        The lowest that is free tells how near that is. Operators may always connect. It is no guarantee: more
+        than are kept may come between two looks, so ATLAS raises its limit as far as it may.
+        """
+        lowest_free = os.dup(self._wake_fd)
+        os.close(lowest_free)
+        if lowest_free >= self._full_at:
+            for endpoint, (socket, _) in list(self._bound.items()):
+                if socket is not self._operators:
+                    socket.unbind(endpoint)
+                    del self._bound[endpoint]
+                    self._shut[endpoint] = socket
+                    self.counts["endpoints_shut"] += 1
+        elif self._shut and lowest_free < self._full_at * 0.9:
+            for endpoint, socket in self._shut.items():
+                self._listen(socket, endpoint)
+            self._shut.clear()
 
     def wake(self) -> None:
         """Have ``turn`` return at once; any thread."""
@@ -268,7 +296,7 @@ class Broker:
 
     def close(self) -> None:
         """Close the sockets and remove their paths, unless somebody has put others there."""
-        for socket, _ in self._bound.values():
+        for socket in (self._xsub, self._xpub, self._agents, self._operators):
             socket.close(linger=0)
         terminate(self._context)
         for endpoint, (_, inode) in self._bound.items():

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import resource
 
-FULL = 0.9
+FULL = 0.7
+"""Of what there is; at 0.8 the bus lets nobody else connect."""
+
+ENOUGH = 200_000
+"""For 50,000 services and as many connections again. Only root may have more than its hard limit."""
 
 
 def raise_fd_limit() -> int:
-    """Raise this process's limit of open files to what it may raise it to; return that."""
+    """Raise this process's limit of open files as far as it may and need be; return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    for limit in (max(hard, ENOUGH), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        except (OSError, ValueError):
+            continue
+        return limit
+    raise AssertionError("a process may always raise its limit to its hard limit")
 
 
 def why_full(open_fds: int, limit: int) -> str | None:
@@ -20,7 +29,7 @@ def why_full(open_fds: int, limit: int) -> str | None:
     if open_fds <= FULL * limit:
         return None
     return (
-        f"{open_fds} of at most {limit} file descriptors are open, two for every service: further services cannot "
+        f"{open_fds} of at most {limit} file descriptors are open, two for every service: soon no further ones can "
         f"connect; raise ATLAS's hard limit (ulimit -Hn, minfds of supervisord.conf, LimitNOFILE= of systemd)"
     )
 

@@ -312,9 +312,9 @@ def test_a_real_prometheus(run_dir: RunDir, run_path: Path) -> None:
 # -- room --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("used", "says"), [(0, False), (900, False), (901, True), (1000, True)])
+@pytest.mark.parametrize(("used", "says"), [(0, False), (700, False), (701, True), (1000, True)])
 def test_room_for_more_services(used: int, says: bool) -> None:
-    """Said when nine tenths of the descriptors are gone, with what to do."""
+    """Said when seven tenths of the descriptors are gone, with what to do."""
     reason = why_full(used, 1000)
     assert (reason is not None) is says
     if reason:
