@@ -272,11 +272,11 @@ class Api:
             lives = Lives(memory, name, view, commands).listed(limit, None if before is None else before[0])
             if not lives and before is None:
                 return None
-            last_s = (lives[-1].ended_s or lives[-1].started_s or 0.0) if lives else 0.0
+            last_s = lives[-1].ended_s if lives else None  # after one that runs come all that have ended
             answer = IncarnationsAnswer(
                 service=name,
                 incarnations=[structs.replace(life, stacks="", log_tail="") for life in lives],
-                next=next_page(path, query, last_s) if len(lives) == limit else None,
+                next=next_page(path, query, time.time() if last_s is None else last_s) if len(lives) == limit else None,
             )
             return msgspec.json.encode(answer)
 
