@@ -359,3 +359,93 @@ def test_a_fleet_without_supervisord_is_not_well(short_home: Path) -> None:
         until(lambda: fleet.cdnctl("status").returncode == Exit.OK, what="it is well")
         assert fleet.cdnctl("down").returncode == Exit.OK
         assert not any(is_running(service["pid"]) for service in before.values())
+
+
+def test_why_it_was_killed(fleet: Fleet) -> None:
+    """An operator asks a minute later: how it ended, that nobody ordered it, its log, and what to do."""
+    before = fleet.service("gateway-primary")
+    os.kill(before["pid"], signal.SIGKILL)
+    fleet.healthy("gateway-primary")
+
+    def told() -> str:
+        done = fleet.cdnctl("why", "gateway-primary")
+        assert done.returncode == Exit.OK, done.stderr
+        return done.stdout if f"#{before['incarnation']} ended" in done.stdout else ""
+
+    text = until(told, what="the post-mortem is read")
+    for said in ("killed by SIGKILL", "by nobody", "in that hour", "serving", "what to do"):
+        assert said in text, text
+    assert "state" in fleet.cdnctl("history", "gateway-primary").stdout
+    assert "killed by SIGKILL" in fleet.cdnctl("describe", "gateway-primary").stdout
+
+
+def test_limits_are_shown_and_changed(fleet: Fleet) -> None:
+    """Used, soft and hard as the daemon itself has them; a change is in effect when cdnctl returns."""
+    changed = fleet.cdnctl("limits", "cdn-data-fabric", "--set", "rss_bytes=1G:2G:5", "--set", "fds.hard=18000")
+    assert changed.returncode == Exit.OK, changed.stderr
+
+    def shown() -> dict[str, Any]:
+        done = fleet.cdnctl("limits", "cdn-data-fabric", "-o", "jsonl")
+        rows = {row["limit"]: row for row in map(json.loads, done.stdout.splitlines())}
+        return rows if rows["rss_bytes"]["hard"] is not None else {}
+
+    rows = until(shown, what="the bands are in the status")
+    assert (rows["rss_bytes"]["soft"], rows["rss_bytes"]["hard"], rows["rss_bytes"]["for_s"]) == (2**30, 2**31, 5)
+    assert rows["fds"]["hard"] == 18000
+    assert 2**20 < rows["rss_bytes"]["used"] < 2**30
+    assert "1.00GiB" in fleet.cdnctl("limits", "cdn-data-fabric").stdout
+
+
+def test_a_loop_is_shown_and_switched(fleet: Fleet) -> None:
+    """Its mode is another one afterwards, for whoever looks."""
+    for mode in ("shadow", "on"):
+        done = fleet.cdnctl("ooda", "cdn-data-fabric", "--mode", mode)
+        assert done.returncode == Exit.OK, done.stderr
+        (loop,) = json.loads(fleet.cdnctl("ooda", "cdn-data-fabric", "-o", "json").stdout)["loops"]
+        assert loop["mode"] == mode
+    assert f"cdn-data-fabric  {mode}, at " in fleet.cdnctl("ooda", "cdn-data-fabric").stdout
+
+
+def test_metrics_are_drawn(fleet: Fleet) -> None:
+    """A line of bars, and as JSON raw bytes with times."""
+
+    def drawn() -> str:
+        return fleet.cdnctl("history", "gateway-primary", "--metric", "rss_bytes").stdout
+
+    until(lambda: "▁" in drawn() or "█" in drawn(), what="a bar")
+    lines = fleet.cdnctl("history", "gateway-primary", "--metric", "rss_bytes", "-o", "jsonl").stdout.splitlines()
+    point = json.loads(lines[-1])
+    assert point["max"] > 2**20
+    assert point["time"].endswith("Z")
+
+
+def test_a_rolling_restart_of_all_that_matches(fleet: Fleet) -> None:
+    """Each is another process afterwards, and everything is well."""
+    names = ("cdn-data-fabric", "gateway-primary")
+    before = {name: fleet.service(name)["pid"] for name in names}
+    done = fleet.cdnctl("restart", "*-*", "--rolling", "--timeout", "60s")
+    assert done.returncode == Exit.OK, done.stdout + done.stderr
+    assert all(fleet.service(name)["pid"] != pid for name, pid in before.items())
+    assert fleet.cdnctl("wait", "*", "--for", "healthy", "--timeout", "60s").returncode == Exit.OK
+    assert fleet.cdnctl("is-active", "-q", "*").returncode == Exit.OK
+
+
+def test_out_of_service_and_back(fleet: Fleet) -> None:
+    """Disabled, it stays down; in maintenance, it says so; both are undone."""
+    assert fleet.cdnctl("maintenance", "gateway-primary", "--on", "--for", "1h").returncode == Exit.OK
+    until(lambda: fleet.service("gateway-primary")["maintenance"], what="maintenance is shown")
+    assert fleet.cdnctl("maintenance", "gateway-primary", "--off").returncode == Exit.OK
+    assert fleet.cdnctl("disable", "gateway-primary", "--timeout", "60s").returncode == Exit.OK
+    until(lambda: fleet.service("gateway-primary")["state"] == "STOPPED", what="it is down")
+    assert fleet.cdnctl("start", "gateway-primary", "--timeout", "20s").returncode == Exit.FAILED
+    assert fleet.cdnctl("enable", "gateway-primary", "--timeout", "60s").returncode == Exit.OK
+    assert fleet.cdnctl("wait", "gateway-primary", "--for", "healthy", "--timeout", "60s").returncode == Exit.OK
+
+
+def test_more_instances_and_fewer(fleet: Fleet) -> None:
+    """Done is when all are ready; each listens on a port of its own."""
+    assert fleet.cdnctl("scale", "gateway-primary", "2", "--timeout", "60s").returncode == Exit.OK
+    found = {name: fleet.healthy(name)["address"] for name in ("gateway-primary", "gateway-primary-2")}
+    assert len(set(found.values())) == 2
+    assert fleet.cdnctl("scale", "gateway-primary", "1", "--timeout", "60s").returncode == Exit.OK
+    until(lambda: "gateway-primary-2" not in services_of(fleet.cdnctl("status", "--json")), what="it is gone")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -40,6 +43,27 @@ def test_every_command_has_examples_and_exit_codes(run_path: Path, name: str) ->
     assert f"cdnctl {name}" in done.stdout.partition("Examples:")[2]
     assert "Exit code: " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def examples() -> Iterator[list[str]]:
+    """Every command line of cdnctl in a help text, as words; what a shell adds is left off."""
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        for line in (command.help or "").partition("Examples:")[2].splitlines():
+            for part in re.split(r" \|\|? | && |; | > | {3,}|<\(|\) ", line.strip()):
+                words = shlex.split(part.split("cdnctl ", 1)[1], posix=True) if "cdnctl " in part else []
+                if words:
+                    yield words
+
+
+@pytest.mark.parametrize("words", examples(), ids=" ".join)
+def test_every_example_is_a_command_line_that_works(words: list[str]) -> None:
+    """As far as it can be told without running it: the command is there, its options are, their values are right."""
+    root = group.make_context("cdnctl", list(words))
+    name, command, rest = group.resolve_command(root, [*root._protected_args, *root.args])
+    assert command is not None
+    command.make_context(name, rest, parent=root)
 
 
 @pytest.mark.parametrize(
