@@ -13,6 +13,7 @@ from types import UnionType
 from bus import messages
 from cdn_daemon.lifecycle import TRANSITIONS, ExitCode
 from cli.exits import Exit
+from cli.main import ALIASES, COMMANDS
 from tests.support import ROOT
 
 PACKAGES = ("bus", "cdn_daemon", "cli", "services")
@@ -101,7 +102,44 @@ def _words(member: ExitCode | Exit, of: type[ExitCode] | type[Exit]) -> str:
     raise LookupError(member)
 
 
-DRAWN = {"lifecycle": lifecycle, "floors": floors, "vocabulary": vocabulary, "exits": exits}
+def verbs() -> str:
+    """Every command of cdnctl."""
+    lines = ["| `cdnctl …` | |", "|---|---|"]
+    also = {name: alias for alias, name in ALIASES.items()}
+    for name, line in COMMANDS.items():
+        lines.append(f"| `{name}`{f' (`{also[name]}`)' if name in also else ''} | {line.rstrip('.')} |")
+    return "\n".join([*lines, ""])
+
+
+def schemas() -> str:
+    """What stands in cdnctl's JSON documents, field by field, from the vocabulary."""
+    source = ast.parse((ROOT / "bus/messages.py").read_text())
+    structs = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
+    parts = []
+    for name in ("ServiceView", "Event", "CommandView", "IncarnationView", "StatusSample"):
+        lines = [f"**{name}**: {_first_line(structs[name])}", "", "| field | type | |", "|---|---|---|"]
+        for field, following in pairwise([*structs[name].body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign):
+                said = following.value if isinstance(following, ast.Expr) else None
+                text = " ".join(str(said.value).split()) if isinstance(said, ast.Constant) else ""
+                kind = ast.unparse(field.annotation).replace("|", "\\|")
+                lines.append(f"| `{ast.unparse(field.target)}` | {kind} | {text.rstrip('.')} |")
+        parts.append("\n".join([*lines, ""]))
+    return "\n".join(parts)
+
+
+def _first_line(struct: ast.ClassDef) -> str:
+    return (ast.get_docstring(struct) or "").splitlines()[0].rstrip(".")
+
+
+DRAWN = {
+    "lifecycle": lifecycle,
+    "floors": floors,
+    "vocabulary": vocabulary,
+    "exits": exits,
+    "verbs": verbs,
+    "schemas": schemas,
+}
 
 
 def main() -> None:
