@@ -12,6 +12,7 @@ import pytest
 
 from bus.endpoints import RunDir, host_name
 from bus.messages import OrderRequest
+from cli import fallback
 from cli.exits import Exit
 from tests.cli.fake_atlas import FakeAtlas
 from tests.cli.support import CDNCTL, cdnctl, outcomes_of, services_of, view
@@ -104,7 +105,8 @@ def test_an_interrupted_restart_says_what_may_stay_down(fleet: Supervisord) -> N
         stderr=subprocess.PIPE,
         text=True,
     ) as restart:
-        until(lambda: fleet.states()["stubborn"] == "STOPPING")
+        asked = fallback.Supervisord(RunDir(fleet.run_dir))  # supervisorctl may take longer than STOPPING lasts
+        until(lambda: {each.name: each.state for each in asked.processes()}["stubborn"] == "STOPPING", every_s=0.005)
         restart.send_signal(signal.SIGINT)
         _, said = restart.communicate()
     assert restart.returncode == Exit.INTERRUPTED
