@@ -88,6 +88,24 @@ def test_a_signal_is_sent(run_dir: Path, atlas: FakeAtlas) -> None:
         assert atlas.outcome(atlas.send(SignalProcess(name="web", signal=9999))).kind is OutcomeKind.FAILED
 
 
+def test_an_order_is_for_one_process(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Whatever its id: what has restarted since is neither restarted nor signalled again, nor started once stopped."""
+    with Supervisord(run_dir, {"web": {"command": "sleep 1000"}}) as fleet:
+        before = fleet.pid("web")
+        assert atlas.outcome(atlas.send(RestartProcess(name="web", pid=before))).kind is OutcomeKind.DONE
+        after = fleet.pid("web")
+        assert after not in (0, before)
+        assert atlas.outcome(atlas.send(RestartProcess(name="web", pid=before))).kind is OutcomeKind.DONE
+        late = atlas.outcome(atlas.send(SignalProcess(name="web", signal=signal.SIGKILL, pid=before)))
+        assert (late.kind, late.reason) == (OutcomeKind.REJECTED, f"web is no longer pid {before}")
+        assert fleet.pid("web") == after
+        assert atlas.outcome(atlas.send(StopProcess(name="web"))).kind is OutcomeKind.DONE
+        late = atlas.outcome(atlas.send(RestartProcess(name="web", pid=before)))
+        assert (late.kind, late.reason) == (OutcomeKind.REJECTED, "web has restarted already, and is STOPPED since")
+        assert atlas.outcome(atlas.send(RestartProcess(name="web", pid=after))).kind is OutcomeKind.DONE
+        assert fleet.states()["web"] == "RUNNING"
+
+
 @pytest.mark.parametrize("name", ["slow", "slow:*", "all"])
 def test_a_stop_that_is_overtaken_by_a_restart_answers_all_the_same(run_dir: Path, atlas: FakeAtlas, name: str) -> None:
     """Stock would wait for ever for a stopped state that the next start has passed over."""
