@@ -309,6 +309,8 @@ def measure(services: int, seconds: float, hz: float, per_connection: int) -> di
         at(services, senders)
         wait_for(each * PUBLISHERS, url)
         row["all_heard_s"] = time.monotonic() - began_s
+        time.sleep(3)
+        row["kib_per_service"] = 1024 * (rss_mib(pid) - empty_mib) / services
         for rate_hz in dict.fromkeys((1.0, hz)):
             at(services * rate_hz, senders)
             time.sleep(2)
@@ -340,7 +342,6 @@ def measure(services: int, seconds: float, hz: float, per_connection: int) -> di
                 [Path(sys.executable).with_name("cdnctl"), "status"], env=environment, capture_output=True, check=False
             )
         )
-        row["kib_per_service"] = 1024 * (rss_mib(pid) - empty_mib) / services
 
         def capacity(of_pid: int, count: Callable[[], int]) -> float:
             time.sleep(1)
