@@ -285,6 +285,8 @@ def _changes(held: Member, status: DaemonStatus) -> Sequence[Happening]:
         changes.append(_happening(status, "health", f"{old.health} → {status.health}{why}"))
     if status.ooda_mode is not old.ooda_mode:
         changes.append(_happening(status, "ooda", f"mode {old.ooda_mode} → {status.ooda_mode}"))
+    if status.shedding is not old.shedding:
+        changes.append(_happening(status, "shed", "sheds load" if status.shedding else "sheds no more"))
     return changes
 
 
