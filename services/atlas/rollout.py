@@ -23,11 +23,13 @@ def waits(
     verb: Verb, batch: int | None, names: Collection[str], needs: Mapping[str, Collection[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Name → the names of the order that must have ended before it. needs: name → what it depends on, near and far."""
-    if verb is Verb.STOP:
-        return {name: tuple(each for each in names if name in needs.get(each, ())) for name in names}
-    if verb is Verb.START or batch is not None:
-        return {name: tuple(each for each in names if each in needs.get(name, ())) for name in names}
-    return dict.fromkeys(names, ())
+    after: dict[str, list[str]] = {name: [] for name in names}
+    if verb in (Verb.START, Verb.STOP) or batch is not None:
+        for name in names:
+            for need in sorted(after.keys() & needs.get(name, ())):
+                first, then = (name, need) if verb is Verb.STOP else (need, name)
+                after[then].append(first)
+    return {name: tuple(before) for name, before in after.items()}
 
 
 def next_turns(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[Entry, str]]]:
