@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from bus.endpoints import RunDir
 from bus.messages import Event
-from bus.subscriber import Subscriber
-from bus.topics import EVENT
 from cli.answers import EVENTS, event_line, event_object, json_line, listed
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
 from cli.context import names_argument, output_options, run_dir_of, say, stdout_screen, watch_reader, write
@@ -18,6 +17,9 @@ from cli.exits import Exit, Problem
 from cli.rendering import Format, Output, Screen
 from cli.selection import matches
 from cli.view import refuse_absent
+
+if TYPE_CHECKING:
+    from bus.subscriber import Subscriber
 
 _REMEMBERED = 10_000
 _ALL = 1000
@@ -49,7 +51,7 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
     run_dir = run_dir_of(ctx)
     refuse_absent(run_dir, Exit.UNKNOWN)
     # Subscribed before asking, so that nothing is lost between the two; what comes twice is known by its id.
-    feed = Subscriber(run_dir.feed, [EVENT]) if follow else None
+    feed = _subscribed(run_dir) if follow else None
     try:
         events = _wanted(_asked(run_dir, _ALL if names else lines), names)[-lines:] if lines else []
         screen = stdout_screen()
@@ -63,6 +65,14 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
         if feed is not None:
             feed.close()
     return Exit.OK
+
+
+def _subscribed(run_dir: RunDir) -> Subscriber:
+    """To every event; imports ZeroMQ, which what does not follow can do without."""
+    from bus.subscriber import Subscriber
+    from bus.topics import EVENT
+
+    return Subscriber(run_dir.feed, [EVENT])
 
 
 def _asked(run_dir: RunDir, limit: int) -> Sequence[Event]:
