@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
+import pty
 import re
+import select
+import shutil
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bus.endpoints import RunDir
 from bus.operators import OperatorLink
+from cli.main import COMMANDS
 from tests.atlas.test_atlas import is_well
+from tests.cli.support import ended_afterwards, fleet_copy
 from tests.diagrams import fill
-from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, until
+from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, free_port, kill_tree, short_dir, until
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,3 +102,139 @@ def test_an_operator_in_ten_lines(run_dir: RunDir) -> None:
 
     with ServiceProcess(run_dir.path, "-m", "services.atlas"):
         until(listed)
+
+
+# -- documents whose commands are run ----------------------------------------------------------------------------
+
+CALM = """
+set -euo pipefail
+trap 'pwd > "$HOME/cwd"' EXIT
+# On a busy machine ATLAS may be late (4), an order too (124), and a service not quite well (3): all of that is told,
+# and no fault of the document.
+cdnctl() {
+    local code
+    for _ in $(seq 60); do
+        command cdnctl "$@" && code=0 || code=$?
+        [ $code = 4 ] || [ $code = 124 ] || break
+        sleep 0.5
+    done
+    case "$1 $code" in "status 3" | "ls 3" | "describe 3" | "up 3" | "doctor 3") code=0 ;; esac
+    return $code
+}
+# Every port is one that was free, and another after each start.
+address() {
+    local found=
+    for _ in $(seq 60); do
+        found=$(command cdnctl status "$1" --json 2> /dev/null | sed -n 's|.*"address": "http://||p') || true
+        [ -z "$found" ] || break
+        sleep 0.5
+    done
+    echo "${found%%\\"*}"
+}
+curl() {
+    command curl "${@/127.0.0.1:18700/$(address hello)}"
+}
+"""
+INTERRUPTED = 130
+
+
+class Reader:
+    """Somebody who does what a document says, in a home of their own; where it has a port, theirs is another."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = self.cwd = home
+        self._free_port = str(free_port())
+        clean = {key: value for key, value in environment(home).items() if key not in ("CDN_RUN_DIR", "PYTHONPATH")}
+        self._env = clean | {"CDN_PORT": "0", "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm"}
+
+    def run(self, block: str) -> str:
+        """A block of sh to its end; all that it has said."""
+        done = subprocess.run(
+            ["bash", "-c", CALM + block.replace("8000", self._free_port)],
+            cwd=self.cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"exit code {done.returncode} of\n{block}\n{done.stdout}"
+        self.cwd = Path((self.home / "cwd").read_text().strip())
+        return done.stdout
+
+    def watch(self, line: str) -> None:
+        """A command that goes on: on a terminal, until it has shown something; then it is interrupted."""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.chdir(self.cwd)
+            os.execvpe("bash", ["bash", "-c", f"exec {line}"], self._env)
+        try:
+            shown = b""
+
+            def more() -> bool:
+                nonlocal shown
+                while select.select([terminal], [], [], 0)[0]:
+                    shown += os.read(terminal, 65536)
+                return len(shown) > 200
+
+            until(more, what=f"{line} shows something", within_s=60)
+            os.write(terminal, b"\x03")
+
+            def has_ended() -> int | None:
+                while select.select([terminal], [], [], 0)[0]:
+                    try:
+                        os.read(terminal, 65536)
+                    except OSError:  # the terminal is nobody's any more
+                        break
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                return (os.waitstatus_to_exitcode(status) or -1) if ended else None
+
+            assert until(has_ended, what=f"{line} ends", within_s=60) == INTERRUPTED, shown.decode(errors="replace")
+            pid = 0
+        finally:
+            if pid:
+                kill_tree(pid)
+                os.waitpid(pid, 0)
+            os.close(terminal)
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    """With an empty home; what was started there is ended afterwards."""
+    with short_dir() as home, ended_afterwards(home / "run"), ended_afterwards(home / "fleet" / "run"):
+        yield Reader(home)
+
+
+def follow(reader: Reader, name: str) -> str:
+    """Every block of a document, in order; all that was said."""
+    said = []
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.M | re.S):
+        if language == "sh":
+            said.append(reader.run(block))
+        elif language == "console":
+            for line in block.splitlines():
+                reader.watch(line)
+    return "".join(said)
+
+
+@pytest.mark.timeout(600)
+def test_getting_started(reader: Reader) -> None:
+    """From nothing to a service of one's own, by its commands alone."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here")
+    said = follow(reader, "getting-started.md")
+    for word in ("hello, you", "SIGKILL", "good day, you", "web"):
+        assert word in said
+    assert said.rstrip().splitlines()[-1].startswith("cdnctl: down")
+
+
+@pytest.mark.timeout(600)
+def test_operating(reader: Reader) -> None:
+    """Every command, against the project's own fleet."""
+    fleet_copy(reader.home)
+    said = follow(reader, "operating.md")
+    assert "none has failed" in said
+    document = (ROOT / "docs" / "operating.md").read_text()
+    for command in COMMANDS:
+        assert re.search(rf"^cdnctl {command}\b", document, re.MULTILINE), f"{command} has no example"
