@@ -314,10 +314,10 @@ def measure(services: int, seconds: float, hz: float, per_connection: int) -> di
         for rate_hz in dict.fromkeys((1.0, hz)):
             at(services * rate_hz, senders)
             time.sleep(2)
-            before_cpu_s, before = cpu_s(pid), counts(url)["telemetry"]
-            began_s = time.monotonic()
+            before = counts(url)["telemetry"]  # not within what is measured: it makes a view of every service
+            before_cpu_s, began_s = cpu_s(pid), time.monotonic()
             time.sleep(seconds)
-            took_s, used_s = time.monotonic() - began_s, cpu_s(pid) - before_cpu_s
+            used_s, took_s = cpu_s(pid) - before_cpu_s, time.monotonic() - began_s
             row[f"cpu_percent_at_{rate_hz:g}_hz"] = 100 * used_s / took_s
             row[f"statuses_per_s_at_{rate_hz:g}_hz"] = (counts(url)["telemetry"] - before) / took_s
         step = max(1, each * PUBLISHERS // WATCHED)
@@ -345,9 +345,11 @@ def measure(services: int, seconds: float, hz: float, per_connection: int) -> di
 
         def capacity(of_pid: int, count: Callable[[], int]) -> float:
             time.sleep(1)
-            before_s, before = cpu_s(of_pid), count()
-            time.sleep(seconds / 2)
-            return (count() - before) / (cpu_s(of_pid) - before_s)
+            before = count()
+            before_s = cpu_s(of_pid)
+            time.sleep(seconds)
+            used_s = cpu_s(of_pid) - before_s
+            return (count() - before) / used_s
 
         at(FLOOD_PER_S, senders)
         ours = capacity(pid, lambda: counts(url)["telemetry"])
