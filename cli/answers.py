@@ -218,23 +218,24 @@ def addresses(views: Sequence[ServiceView], screen: Screen) -> list[str]:
 # -- orders -----------------------------------------------------------------------------------------------
 
 
-def outcome_line(verb: Verb, outcome: OrderOutcome, screen: Screen) -> str:
-    """How one order ended, in a line."""
+def outcome_line(verb: Verb, outcome: OrderOutcome, screen: Screen, past: str = "") -> str:
+    """How one order ended, in a line; ``past`` is what is then so, if that is more than the verb says."""
+    past = past or PAST[verb]
     name = paint(clean(outcome.name), "bold", screen)
     reason = clean(outcome.reason)
     if outcome.kind is OutcomeKind.DONE:
         if reason.startswith("already "):
             return f"{name} {paint(reason, 'green', screen)}"
-        done = f"{name} {paint(PAST[verb], 'green', screen)} in {outcome.took_s:.2f} s"
+        done = f"{name} {paint(past, 'green', screen)} in {outcome.took_s:.2f} s"
         return f"{done}: {reason}" if reason else done
     if outcome.kind is OutcomeKind.UNKNOWN:
-        what = f"{name} {paint('not known to be ' + PAST[verb], 'yellow', screen)} after {outcome.took_s:.1f} s"
+        what = f"{name} {paint('not known to be ' + past, 'yellow', screen)} after {outcome.took_s:.1f} s"
     else:
-        what = f"{name} {paint('not ' + PAST[verb], 'red', screen)}"
+        what = f"{name} {paint('not ' + past, 'red', screen)}"
     return f"{what}: {reason}" if reason else what
 
 
-def outcomes(verb: Verb, ended: Sequence[OrderOutcome], output: Output, screen: Screen) -> list[str]:
+def outcomes(verb: Verb, ended: Sequence[OrderOutcome], output: Output, screen: Screen, past: str = "") -> list[str]:
     """How an order ended: one line or object for each name; ``-o name`` has those that are done."""
     match output.format:
         case Format.JSON:
@@ -243,7 +244,7 @@ def outcomes(verb: Verb, ended: Sequence[OrderOutcome], output: Output, screen: 
             return [json_line(_plain_outcome(verb, outcome)) for outcome in ended]
         case Format.NAME:
             return [outcome.name for outcome in ended if outcome.kind is OutcomeKind.DONE]
-    return [outcome_line(verb, outcome, screen) for outcome in ended]
+    return [outcome_line(verb, outcome, screen, past) for outcome in ended]
 
 
 def _plain_outcome(verb: Verb, outcome: OrderOutcome) -> dict[str, object]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
-from bus.messages import HealthStatus, IncarnationView, ProcessState, ServiceView
+from bus.messages import HealthStatus, IncarnationView, ProcessState, ServiceView, Verb
 from cli.answers import HEALTH_COLOURS, STATE_COLOURS, command_text
-from cli.rendering import ABSENT, Screen, clean, cpu, duration, local_time, paint, size, spark
+from cli.rendering import ABSENT, Screen, clean, cpu, duration, local_time, paint, quantity, size, spark
 from cli.selection import is_well
 
 _CONFIGURATION_ERROR = 78  # EX_CONFIG, sysexits.h
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
+_SIGNALLED_S = 5.0
+"""Between a signal and the end that it is held to have caused."""
 _STACK_LINES = 9
 _LOG_LINES = 10
 _EVENTS = 5
@@ -105,7 +109,7 @@ def _trends(life: IncarnationView) -> Iterator[str]:
     numbers: list[tuple[str, list[float | None], str]] = [
         ("memory", [sample.rss_bytes for sample in samples], size(samples[-1].rss_bytes)),
         ("cpu", [sample.cpu_cores for sample in samples], cpu(samples[-1].cpu_cores)),
-        ("loop lag", [sample.loop_lag_s for sample in samples], duration(samples[-1].loop_lag_s)),
+        ("loop lag", [sample.loop_lag_s for sample in samples], quantity("loop_lag_s", samples[-1].loop_lag_s)),
         ("in flight", [float(sample.in_flight) for sample in samples], str(samples[-1].in_flight)),
     ]
     for label, values, last in numbers:
@@ -171,14 +175,34 @@ def _about_the_end(name: str, view: ServiceView | None, life: IncarnationView | 
         where = f" in {life.guilty}" if life.guilty else ""
         yield f"it hung{where}: that call has to end sooner, or be declared with long_call(seconds)"
         yield f"while you look at it with a debugger: cdnctl maintenance {name} --on --for 1h"
+    elif sender := _sender(life):
+        yield f"a signal of {sender} ended it: nothing is to be mended"
     elif status is not None and status & 0x7F == 9:
         yield "somebody killed it, and not the warden: was it out of memory? journalctl -k | grep -i 'out of memory'"
+    elif status is not None and status & 0x7F in _CRASHES:
+        yield "it crashed in native code: see the stacks, and the core if there is one: coredumpctl info"
+    elif status is not None and status & 0x7F:
+        yield "somebody sent it that signal, and not by way of ATLAS or the warden"
     elif life.end:
         yield f"it ended by itself: cdnctl logs {name} -n 100"
     if (life.ends_last_hour or 0) > 3:
         yield f"it keeps ending: what changed before the first of them? cdnctl history {name}"
     if view is not None and view.state is ProcessState.RUNNING and (life.ends_last_hour or 0) <= 1:
         yield "it runs again; once is no pattern"
+
+
+def _sender(life: IncarnationView) -> str:
+    """Who had sent it a signal just before its end; empty if nobody had."""
+    return next(
+        (
+            command.asked_by
+            for command in reversed(life.commands)
+            if command.verb is Verb.SIGNAL
+            and life.ended_s is not None
+            and 0 <= life.ended_s - command.asked_at_s <= _SIGNALLED_S
+        ),
+        "",
+    )
 
 
 def plain(name: str, view: ServiceView | None, lives: Sequence[IncarnationView]) -> dict[str, object]:

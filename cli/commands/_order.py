@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -86,11 +87,12 @@ def run(
     details: Details = NO_DETAILS,
     fits: Callable[[ServiceView], str] | None = None,
     is_program: bool = False,
+    called: str = "",
 ) -> int:
     """Resolve the names, carry out the order, show each outcome; return the exit code.
 
     ``fits`` says why a service cannot be meant; nothing is done then. ``is_program``: the names are those of
-    supervisord.conf, not of services, which may have several instances.
+    supervisord.conf, not of services, which may have several instances. ``called``: the command, if not as the verb.
     """
     if bool(names) == everything:
         raise click.UsageError("NAME and --all exclude each other" if names else "name a service, or say --all")
@@ -107,7 +109,7 @@ def run(
         say(doubt)
     for view in chosen.services:
         if fits is not None and (why := fits(view)):
-            raise Problem(f"cannot {verb} {view.instance}: {why}", Exit.FAILED)
+            raise Problem(f"cannot {called or verb} {view.instance}: {why}", Exit.FAILED)
     if not wait:
         try:
             commands = hand_over(run_dir, verb, chosen.services, timeout_s, by_atlas=fleet.by_atlas, details=details)
@@ -125,8 +127,23 @@ def run(
             ):
                 ended.append(outcome)
     finally:  # what is done is told, also when the rest is interrupted
-        write(outcomes(verb, ended, output, stdout_screen()))
+        write(outcomes(verb, ended, output, stdout_screen(), _past(verb, details)))
     return exit_of_outcomes(outcome.kind for outcome in ended)
+
+
+def _past(verb: Verb, details: Details) -> str:
+    """What is so when it is done, where the verb alone does not say it."""
+    match verb:
+        case Verb.MAINTENANCE:
+            return "in maintenance" if details.on else "out of maintenance"
+        case Verb.SIGNAL if details.signal is not None:
+            return f"sent {signal.Signals(details.signal).name}"
+        case Verb.SCALE:
+            return f"scaled to {details.instances}"
+        case Verb.LOOP_MODE:
+            return f"switched to {details.mode}"
+        case _:
+            return ""
 
 
 def _ask(verb: Verb, many: int) -> None:

@@ -91,9 +91,10 @@ stdout_logfile=%(here)s/run/%(program_name)s.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=3
 
-; A program in any language, as a member of the fleet: ready once it answers, replaced when it does not.
+; A program in any language, as a member of the fleet: ready once it answers, unhealthy when it does not. $PORT is a
+; free one.
 ; [program:web]
-; command=cdn-run --http http://127.0.0.1:8000/ -- python -m http.server --bind 127.0.0.1 8000
+; command=cdn-run --http http://127.0.0.1:$PORT/ -- python -m http.server --bind 127.0.0.1 $PORT
 ; autorestart=unexpected
 ; exitcodes=0,78
 ; startsecs=0

@@ -60,6 +60,7 @@ def command(ctx: click.Context, names: tuple[str, ...], mode: str | None, timeou
             timeout_s=timeout_s,
             details=Details(mode=OodaMode(mode)),
             fits=lambda view: "" if view.ooda_phase else "it has no daemon, and so no loop",
+            called="switch the loop of",
         )
     fleet = see(run_dir_of(ctx), f"show the loop of {', '.join(names)}", gone=Exit.UNKNOWN)
     chosen = select(fleet.services, names)

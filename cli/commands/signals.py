@@ -74,7 +74,14 @@ def reload_command(ctx: click.Context, /, names: tuple[str, ...], output: Output
       cdnctl reload nginx || cdnctl restart nginx
     """
     return run(
-        ctx, Verb.SIGNAL, names, output=output, details=Details(signal=int(signal.SIGHUP)), fits=_heeds, **options
+        ctx,
+        Verb.SIGNAL,
+        names,
+        output=output,
+        details=Details(signal=int(signal.SIGHUP)),
+        fits=_heeds,
+        called="reload",
+        **options,
     )
 
 

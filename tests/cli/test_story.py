@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bus import postmortems
 from bus.endpoints import RunDir
@@ -65,6 +66,20 @@ HUNG = life(
 )
 
 
+COMMAND = CommandView(
+    id="c1",
+    order="o1",
+    verb=Verb.RESTART,
+    name="web",
+    asked_by="eve@h",
+    asked_at_s=1_700_000_002.5,
+    stage="ended",
+    kind=OutcomeKind.DONE,
+    took_s=0.4,
+)
+SIGNALLED = replace(COMMAND, verb=Verb.SIGNAL, asked_at_s=1_699_999_999.9)
+
+
 @pytest.mark.parametrize(
     ("now", "then", "said"),
     [
@@ -74,6 +89,9 @@ HUNG = life(
         (view("web"), HUNG, "line 31 in match"),
         (view("web"), life(ordered_by="root@h", end="exit code 0"), "ordered by root@h: nothing is to be mended"),
         (view("web"), life(end="killed by SIGKILL", wait_status=9), "out of memory"),
+        (view("web"), life(end="killed by SIGSEGV", wait_status=11), "crashed in native code"),
+        (view("web"), life(end="killed by SIGUSR1", wait_status=10), "somebody sent it that signal"),
+        (view("web"), life(end="killed by SIGUSR1", wait_status=10, commands=(SIGNALLED,)), "a signal of eve@h"),
         (view("web"), life(limit="rss_bytes 900 MiB: over the hard limit of 800 MiB"), "--metric rss_bytes"),
         (view("web"), life(limit="rss_bytes 900 MiB: over the hard limit of 800 MiB"), "--set rss_bytes.hard="),
         (view("web"), life(ends_last_hour=7), "it keeps ending"),
@@ -137,19 +155,6 @@ def test_bars_fit(values: list[float | None], width: int) -> None:
     known = [value for value in values if value is not None]
     if known and max(known) > min(known) and width >= len(values):
         assert "█" in bars
-
-
-COMMAND = CommandView(
-    id="c1",
-    order="o1",
-    verb=Verb.RESTART,
-    name="web",
-    asked_by="eve@h",
-    asked_at_s=1_700_000_002.5,
-    stage="ended",
-    kind=OutcomeKind.DONE,
-    took_s=0.4,
-)
 
 
 def test_why_by_atlas(run_dir: RunDir) -> None:

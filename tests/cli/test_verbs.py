@@ -239,7 +239,7 @@ def test_signal_and_reload(shared: Supervisord) -> None:
     before = shared.pid("two")
     refused = cdnctl(shared.run_dir, "reload", "two", "heeding")
     assert refused.returncode == Exit.FAILED
-    assert "cannot signal two: it would die of SIGHUP; use: cdnctl restart two" in refused.stderr
+    assert "cannot reload two: it would die of SIGHUP; use: cdnctl restart two" in refused.stderr
     assert shared.pid("two") == before
     assert cdnctl(shared.run_dir, "kill", "two", "-s", "KILL").returncode == Exit.OK
     until(lambda: shared.pid("two") not in (0, before))
