@@ -433,12 +433,19 @@ def test_atlas_restarts_itself(run_path: Path, run_dir: RunDir, operator: Operat
         link.close()
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of it is: on another core one may go on for a moment, proc(5)."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def test_an_order_that_lay_in_the_socket(spawn: Callable[..., ServiceProcess], operator: OperatorLink) -> None:
     """ATLAS was stopped; whoever ordered has gone to supervisord meanwhile. It refuses, and takes it if asked again."""
     atlas = spawn(*ATLAS)
     spawn(*TINY)
     until(lambda: is_well(operator, "atlas", "tiny"))
     os.kill(atlas.pid, signal.SIGSTOP)
+    until(lambda: is_stopped(atlas.pid))
     asked_s = time.monotonic()
     request = OrderRequest(id=new_id(), verb=Verb.SHED, names=("tiny",), timeout_s=60, asked_by="test", asked_s=asked_s)
     operator.request(request, timeout_s=30)
