@@ -12,11 +12,13 @@ from cli.selection import is_well
 
 _CONFIGURATION_ERROR = 78  # EX_CONFIG, sysexits.h
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
+_STOPPED = "stopped by a signal"
+"""The warden's words, cdn_daemon/warden/judge.py."""
 _SIGNALLED_S = 5.0
 """Between a signal and the end that it is held to have caused."""
 _STACK_LINES = 9
-_LOG_LINES = 10
-_EVENTS = 5
+_LOG_LINES = 8
+_EVENTS = 4
 _KEY = 9
 
 
@@ -72,10 +74,11 @@ def _end(life: IncarnationView, now_s: float, screen: Screen, full: bool) -> lis
 
     lived = f"for {duration(life.lived_s)}" if life.lived_s is not None else ""
     ready = f"ready after {duration(life.ready_after_s)}" if life.ready_after_s is not None else "never ready"
-    line("how", life.end or "nobody saw how", "" if life.ordered_by else "red")
+    how = life.end.partition(":")[0] if life.verdict and life.verdict in life.end else life.end
+    line("how", how or "nobody saw how", "" if life.ordered_by else "red")
+    line("guilty", life.guilty, "red")
     line("lived", ", ".join(part for part in (lived, ready, f"pid {life.pid}" if life.pid else "") if part))
     line("verdict", life.verdict, "yellow")
-    line("guilty", life.guilty, "red")
     line("limit", life.limit, "yellow")
     line("spared", life.spared)
     line("ordered", f"by {life.ordered_by}" if life.ordered_by else "by nobody")
@@ -171,6 +174,9 @@ def _about_the_end(name: str, view: ServiceView | None, life: IncarnationView | 
         dimension = life.limit.split()[0]
         yield f"see how it grew: cdnctl history {name} --metric {dimension}"
         yield f"if it needs that much: cdnctl limits {name} --set {dimension}.hard=…, and in its own declaration"
+    elif _STOPPED in life.verdict:
+        yield "somebody stopped it with a signal, such as SIGSTOP, and did not let it go on"
+        yield f"where that has to be: cdnctl maintenance {name} --on --for 1h"
     elif life.verdict:
         where = f" in {life.guilty}" if life.guilty else ""
         yield f"it hung{where}: that call has to end sooner, or be declared with long_call(seconds)"

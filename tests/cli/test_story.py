@@ -87,6 +87,7 @@ SIGNALLED = replace(COMMAND, verb=Verb.SIGNAL, asked_at_s=1_699_999_999.9)
         (view("web"), life(), "it ended by itself: cdnctl logs web -n 100"),
         (view("web"), HUNG, "long_call"),
         (view("web"), HUNG, "line 31 in match"),
+        (view("web"), life(verdict="stopped by a signal (state T) for 0.22 s", wait_status=9), "SIGSTOP"),
         (view("web"), life(ordered_by="root@h", end="exit code 0"), "ordered by root@h: nothing is to be mended"),
         (view("web"), life(end="killed by SIGKILL", wait_status=9), "out of memory"),
         (view("web"), life(end="killed by SIGSEGV", wait_status=11), "crashed in native code"),
