@@ -120,7 +120,7 @@ def test_an_end_fits_on_a_screen() -> None:
     assert "#41 ended 1m40s ago" in text
     assert "line 39" in text
     assert "line 20" not in text
-    assert "30 lines more with --full" in text
+    assert "32 lines more with --full" in text
     assert "line 0\n" in "\n".join(story("web", None, [HUNG], now_s=NOW_S, screen=Screen(), full=True)) + "\n"
 
 
