@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from bus.endpoints import RunDir
 from bus.operators import OperatorLink
 from cli.main import COMMANDS
+from cli.main import cdnctl as group
 from tests.atlas.test_atlas import is_well
 from tests.cli.support import ended_afterwards, fleet_copy
 from tests.diagrams import fill
-from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, free_port, kill_tree, short_dir, until
+from tests.support import BIN, ROOT, ServiceProcess, Supervisord, environment, kill_tree, short_dir, until
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,6 +140,12 @@ curl() {
 }
 """
 INTERRUPTED = 130
+VARIABLES = {
+    variable
+    for folder in ("bus", "cdn_daemon", "cli", "services")
+    for path in (ROOT / folder).rglob("*.py")
+    for variable in re.findall(r"\bCDN_[A-Z_]*[A-Z]\b", path.read_text())
+}
 
 
 class Reader:
@@ -143,14 +153,13 @@ class Reader:
 
     def __init__(self, home: Path) -> None:
         self.home = self.cwd = home
-        self._free_port = str(free_port())
         clean = {key: value for key, value in environment(home).items() if key not in ("CDN_RUN_DIR", "PYTHONPATH")}
         self._env = clean | {"CDN_PORT": "0", "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm"}
 
     def run(self, block: str) -> str:
         """A block of sh to its end; all that it has said."""
         done = subprocess.run(
-            ["bash", "-c", CALM + block.replace("8000", self._free_port)],
+            ["bash", "-c", CALM + block],
             cwd=self.cwd,
             env=self._env,
             stdin=subprocess.DEVNULL,
@@ -162,6 +171,21 @@ class Reader:
         assert done.returncode == 0, f"exit code {done.returncode} of\n{block}\n{done.stdout}"
         self.cwd = Path((self.home / "cwd").read_text().strip())
         return done.stdout
+
+    def begin(self, command: str) -> subprocess.Popen[bytes]:
+        """A command that goes on; whoever begins it ends it."""
+        return subprocess.Popen(
+            shlex.split(command),
+            cwd=self.cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def ends_with(self, command: str) -> int:
+        """Its exit code."""
+        return self.begin(shlex.join(["sh", "-c", command])).wait(timeout=60)
 
     def watch(self, line: str) -> None:
         """A command that goes on: on a terminal, until it has shown something; then it is interrupted."""
@@ -216,6 +240,43 @@ def follow(reader: Reader, name: str) -> str:
             for line in block.splitlines():
                 reader.watch(line)
     return "".join(said)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_variables_are_there(document: Path) -> None:
+    """Every command of cdnctl that is named, with its options, and every CDN_* of the environment, is in the code."""
+    text = document.read_text()
+    for words in re.findall(r"cdnctl ((?:[a-z][\w-]*)[^`\n|&;#]*)", text):
+        name, *rest = words.split()
+        command = group.get_command(click.Context(group), name)
+        if command is None:
+            assert f"`cdnctl {name}" not in text, f"{document.name} speaks of cdnctl {name}"
+            continue  # the words of a sentence
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        told = {word.partition("=")[0].rstrip(".,:)") for word in rest if re.match(r"--[a-z]", word)}
+        assert told <= known | {"--help"}, f"{document.name}: cdnctl {words}"
+    for variable in set(re.findall(r"\bCDN_[A-Z_]*[A-Z]\b", text)):
+        assert variable in VARIABLES or variable.startswith("CDN_LIMIT_"), f"{document.name} speaks of {variable}"
+
+
+def test_deploying(reader: Reader) -> None:
+    """The unit's commands and the container's start the fleet, and its health check tells that it is well."""
+    fleet_copy(reader.home)
+    document = (ROOT / "docs" / "deploying.md").read_text()
+    unit = dict(line.split("=", 1) for line in blocks(document, "ini")[0].splitlines() if "=" in line)
+    container = blocks(document, "dockerfile")[0]
+    (check,) = re.findall(r"^HEALTHCHECK CMD (.*)$", container, re.MULTILINE)
+    (contained,) = re.findall(r"^CMD (.*)$", container, re.MULTILINE)
+    reader.run(unit["ExecStartPre"].replace("/srv/cdn", str(reader.home)))
+    for command in (unit["ExecStart"].replace("/srv/cdn/.venv/bin", str(BIN)), shlex.join(json.loads(contained))):
+        supervisord = reader.begin(command.replace("/srv/cdn", str(reader.home)))
+        try:
+            until(lambda: reader.ends_with(check) == 0, within_s=120, what="the health check")
+            supervisord.terminate()
+            assert supervisord.wait(timeout=60) == 0
+        finally:
+            kill_tree(supervisord.pid)
+        assert reader.ends_with(check) == 1
 
 
 @pytest.mark.timeout(600)
