@@ -306,6 +306,7 @@ FLEET = {
         "command": "sh -c 'test -e {run}/broken && exit 3; exec sleep 1000'",
         "type": "simple",
         "depends_on": "tiny",
+        "restart_budget": "50",
         "stopasgroup": "true",
         "killasgroup": "true",
     },
