@@ -241,8 +241,12 @@ def home() -> Iterator[Path]:
         yield path
 
 
-def doctor(home: Path, *arguments: str, **env: str | None) -> tuple[int, dict[str, str]]:
-    """Exit code, and check → all that was found by it."""
+HOST = ("clock", "disk", "limits")
+"""What is found of the machine that the tests run on is no matter of theirs."""
+
+
+def doctor(home: Path, *arguments: str, **env: str | None) -> dict[str, str]:
+    """Check → all that was found by it; and that the exit code tells whether there was anything."""
     told: dict[str, str | None] = {"CDN_RUN_DIR": None, "CDN_PORT": "0"}
     done = cdnctl(home, "doctor", "-o", "json", *arguments, cwd=home, env=told | env)
     assert done.stdout, done.stderr
@@ -253,13 +257,27 @@ def doctor(home: Path, *arguments: str, **env: str | None) -> tuple[int, dict[st
         text = f"{each['severity']} {each['what']}: {each['value']} → {each['mend']}"
         found[each["check"]] = f"{found[each['check']]}\n{text}" if each["check"] in found else text
     assert done.returncode == (Exit.NOT_WELL if found else Exit.OK)
-    return done.returncode, found
+    return {check: text for check, text in found.items() if check not in HOST}
+
+
+def finds(home: Path, check: str, *words: str) -> str:
+    """What is found by it, once it has those words: on a busy machine somebody may not answer at first."""
+
+    def told() -> str:
+        text = doctor(home).get(check, "")
+        return text if all(word in text for word in words) else ""
+
+    return until(told, what=f"{check}: {words}")
+
+
+def well(home: Path) -> None:
+    """There is nothing to mend any more."""
+    until(lambda: not doctor(home), what="nothing to mend")
 
 
 def test_nothing_runs_yet(home: Path) -> None:
     """That is said, and nothing is made."""
-    _, found = doctor(home)
-    assert set(found) == {"run-directory", "supervisord"}
+    assert set(doctor(home)) == {"run-directory", "supervisord"}
     assert sorted(path.name for path in home.iterdir()) == ["supervisord.conf"]
 
 
@@ -274,11 +292,11 @@ def test_a_configuration_that_is_wrong(home: Path) -> None:
         ("stdout_logfile=/no/such/directory/job.log", "/no/such/directory"),
     ):
         conf.write_text(f"{good}{line}\n")
-        assert told in doctor(home)[1]["configuration"]
+        assert told in doctor(home)["configuration"]
     conf.write_text(good.replace("supervisor.sock", "other.sock"))
-    assert "cdnctl looks for" in doctor(home)[1]["configuration"]
+    assert "cdnctl looks for" in doctor(home)["configuration"]
     conf.write_text(good.replace("[rpcinterface:cdn]", "[other]"))
-    assert "there is no warden" in doctor(home)[1]["configuration"]
+    assert "there is no warden" in doctor(home)["configuration"]
 
 
 def test_a_port_that_is_taken(home: Path) -> None:
@@ -287,56 +305,60 @@ def test_a_port_that_is_taken(home: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        _, found = doctor(home, CDN_PORT=str(port))
+        found = doctor(home, CDN_PORT=str(port))
     assert f"port {port} of atlas is taken: pid {os.getpid()} (" in found["ports"]
-    assert "ports" not in doctor(home, CDN_PORT=str(free_port()))[1]
+    assert "ports" not in doctor(home, CDN_PORT=str(free_port()))
 
 
 def test_a_fleet_that_is_broken(home: Path) -> None:
     """Well at first; then each thing that is broken is found, and nothing is when it is mended as was said."""
     run = home / "run"
-    up = cdnctl(home, "up", cwd=home, env={"CDN_RUN_DIR": None, "CDN_PORT": "0"})
-    assert up.returncode == Exit.OK, up.stderr
-    until(lambda: doctor(home)[0] == Exit.OK, what="nothing to mend")
+
+    def operator(*arguments: str) -> None:
+        done = cdnctl(home, *arguments, cwd=home, env={"CDN_RUN_DIR": None, "CDN_PORT": "0"})
+        assert done.returncode == Exit.OK, done.stderr
+
+    def mend(text: str) -> None:
+        command = text.rpartition(" → ")[2]
+        env = environment(run, PATH=f"{BIN}:{os.environ['PATH']}")
+        subprocess.run(command, shell=True, check=True, capture_output=True, env=env, cwd=home)
+
+    operator("up")
+    well(home)
     supervisord = int((run / "supervisord.pid").read_text())
 
     run.chmod(0o755)
     (run / "atlas.log").chmod(0o644)
-    _, found = doctor(home)
-    assert set(found) == {"run-directory", "permissions"}
-    for text in found.values():
-        subprocess.run(text.rpartition(" → ")[2], shell=True, check=True)
+    mend(finds(home, "run-directory", "0755"))
+    mend(finds(home, "permissions", "atlas.log"))
 
     with (home / "supervisord.conf").open("a") as conf:
         conf.write("[program:more]\ncommand=sleep 1000\n")
-    _, found = doctor(home)
-    assert set(found) == {"configuration"}
-    mend = found["configuration"].rpartition(" → ")[2]
-    subprocess.run(f"{BIN}/{mend}", shell=True, check=True, capture_output=True, env=environment(run))
-    until(lambda: doctor(home)[0] == Exit.OK, what="nothing to mend after the update")
+    mend(finds(home, "configuration", ": more"))
+    well(home)
 
     os.kill(supervisord, signal.SIGSTOP)
-    try:
-        _, found = doctor(home)
-        assert f"→ kill -CONT {supervisord}" in found["supervisord"]
-    finally:
-        os.kill(supervisord, signal.SIGCONT)
+    mend(finds(home, "supervisord", f"kill -CONT {supervisord}"))
+    well(home)
 
-    assert cdnctl(home, "stop", "atlas", cwd=home, env={"CDN_RUN_DIR": None}).returncode == Exit.OK
-    _, found = doctor(home)
-    assert "cdnctl start atlas" in found["atlas"]
+    operator("maintenance", "atlas", "--on")  # or the warden would mend it
+    atlas = until(lambda: pid_of(home, "atlas"), what="ATLAS runs")
+    os.kill(atlas, signal.SIGSTOP)
+    mend(finds(home, "atlas", "state T", f"kill -CONT {atlas}"))
+    well(home)
+
+    operator("stop", "atlas")
+    finds(home, "atlas", "cdnctl start atlas")
 
     job = until(lambda: pid_of(home, "job"), what="job runs")
     os.kill(supervisord, signal.SIGKILL)
     try:
-        until(lambda: "orphans" in doctor(home)[1], what="orphans are found")
-        _, found = doctor(home)
-        assert f"pid {job}" in found["orphans"]
-        assert "left over" in found["sockets"]
-        assert "cdnctl up" in found["supervisord"]
+        finds(home, "orphans", f"pid {job}")
+        finds(home, "sockets", "left over")
+        finds(home, "supervisord", "cdnctl up")
     finally:
         kill_tree(job)
-        cdnctl(home, "down", cwd=home, env={"CDN_RUN_DIR": None})
+        operator("down")
 
 
 def pid_of(home: Path, name: str) -> int:
@@ -356,5 +378,5 @@ def test_the_text_is_for_people(home: Path) -> None:
     first, second, *_, last = done.stdout.splitlines()
     assert first == f"warning  run-directory: there is no run directory: {home}/run"
     assert second == "         mend: cdnctl up"
-    assert last == f"2 warnings: {len(CHECKS)} checks of {home}/run"
+    assert last.endswith(f": {len(CHECKS)} checks of {home}/run")
     assert done.stderr == ""

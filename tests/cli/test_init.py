@@ -16,7 +16,8 @@ import pytest
 from cli.commands.init import FILES
 from cli.exits import Exit
 from tests.cli.support import cdnctl, ended_afterwards, services_of
-from tests.support import ROOT, environment, short_dir
+from tests.cli.test_doctor import doctor
+from tests.support import ROOT, environment, short_dir, until
 
 BARE: dict[str, str | None] = {"CDN_RUN_DIR": None, "CDN_PORT": "0", "PYTHONPATH": None}
 
@@ -39,7 +40,7 @@ def test_what_it_writes_runs(home: Path) -> None:
         hello = services_of(up)["hello"]
         with urllib.request.urlopen(f"{hello['address']}/hello/you", timeout=30) as answer:
             assert answer.read() == b"hello, you\n"
-        assert cdnctl(home, "doctor", cwd=home, env=BARE).stdout.startswith("nothing to mend")
+        until(lambda: not doctor(home), what="nothing to mend")
     finally:
         cdnctl(home, "down", cwd=home, env=BARE)
 
