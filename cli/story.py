@@ -74,6 +74,8 @@ def _end(life: IncarnationView, now_s: float, screen: Screen, full: bool) -> lis
 
     lived = f"for {duration(life.lived_s)}" if life.lived_s is not None else ""
     ready = f"ready after {duration(life.ready_after_s)}" if life.ready_after_s is not None else "never ready"
+    if not life.end:  # without a post-mortem nobody knows
+        ready = ""
     how = life.end.partition(":")[0] if life.verdict and life.verdict in life.end else life.end
     line("how", how or "nobody saw how", "" if life.ordered_by else "red")
     line("guilty", life.guilty, "red")

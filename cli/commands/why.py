@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 
 import click
 
 from bus import postmortems
 from bus.endpoints import RunDir
 from bus.messages import IncarnationView, ServiceView
-from bus.why import of_files
+from bus.why import Circumstances, of_files, view
 from cli.answers import document, json_line
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_why
 from cli.context import names_argument, output_options, run_dir_of, say, stdout_screen, unknown_names, write
@@ -60,8 +61,8 @@ def command(ctx: click.Context, names: tuple[str, ...], ends: int, full: bool, o
             write([name for name, *_ in told])
         case _:
             screen = stdout_screen()
-            for number, (name, view, lives) in enumerate(told):
-                lines = story(name, view, lives, now_s=time.time(), screen=screen, full=full)
+            for number, (name, now, lives) in enumerate(told):
+                lines = story(name, now, lives, now_s=time.time(), screen=screen, full=full)
                 write([*([""] if number else []), *lines])
     return Exit.OK
 
@@ -78,11 +79,11 @@ def _known(run_dir: RunDir, names: Sequence[str]) -> tuple[dict[str, ServiceView
         fleet = Fleet(())
     services = fleet.services
     chosen = select(services, names)
-    views = {view.instance: view for view in chosen.services}
+    views = {each.instance: each for each in chosen.services}
     buried = [name for name in dead if name not in views and any(matches(pattern, name) for pattern in names)]
     unknown = [name for name in chosen.unknown if not any(matches(name, other) for other in buried)]
     if unknown:
-        raise unknown_names(unknown, sorted({*dead, *(view.instance for view in services)}))
+        raise unknown_names(unknown, sorted({*dead, *(each.instance for each in services)}))
     return views, buried, bool(fleet.by_atlas)
 
 
@@ -101,10 +102,33 @@ def _buried(run_dir: RunDir) -> dict[str, str]:
 def _lives(run_dir: RunDir, name: str, ends: int, by_atlas: bool) -> tuple[IncarnationView, ...]:
     if by_atlas:
         try:
-            return ask_why(run_dir, name, ends).incarnations
+            return _completed(run_dir, name, ask_why(run_dir, name, ends).incarnations)
         except AtlasSilent:
             say(f"{SILENCE} to why {name}; reading its post-mortems")
         except Refused as error:  # as by one without history
             say(f"{error}; reading the post-mortems of {name}")
+    return of_files(_filed(run_dir, name), ends)
+
+
+def _filed(run_dir: RunDir, name: str) -> list[postmortems.Filed]:
+    """Its post-mortems here, oldest first."""
     place = _buried(run_dir).get(name)
-    return () if place is None else of_files(postmortems.of(postmortems.directory_of(run_dir), place), ends)
+    return [] if place is None else postmortems.of(postmortems.directory_of(run_dir), place)
+
+
+def _completed(run_dir: RunDir, name: str, lives: Sequence[IncarnationView]) -> tuple[IncarnationView, ...]:
+    """With the post-mortems that ATLAS has not read yet: an operator asks within the second."""
+    if not any(_lacks_end(life) for life in lives):
+        return tuple(lives)
+    by_pid = {filed.report.pid: filed for filed in _filed(run_dir, name)}
+    return tuple(
+        view(name, by_pid.get(life.pid or 0), _circumstances(life)) if _lacks_end(life) else life for life in lives
+    )
+
+
+def _lacks_end(life: IncarnationView) -> bool:
+    return life.ended_s is not None and not life.end
+
+
+def _circumstances(life: IncarnationView) -> Circumstances:
+    return Circumstances(**{field.name: getattr(life, field.name) for field in fields(Circumstances)})

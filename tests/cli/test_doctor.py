@@ -329,8 +329,11 @@ def test_a_fleet_that_is_broken(home: Path) -> None:
 
     run.chmod(0o755)
     (run / "atlas.log").chmod(0o644)
-    mend(finds(home, "run-directory", "0755"))
-    mend(finds(home, "permissions", "atlas.log"))
+    found = doctor(home)
+    assert "0755" in found["run-directory"]
+    assert "atlas.log" in found["permissions"]
+    mend(found["run-directory"])
+    mend(found["permissions"])
 
     with (home / "supervisord.conf").open("a") as conf:
         conf.write("[program:more]\ncommand=sleep 1000\n")
@@ -354,8 +357,9 @@ def test_a_fleet_that_is_broken(home: Path) -> None:
     os.kill(supervisord, signal.SIGKILL)
     try:
         finds(home, "orphans", f"pid {job}")
-        finds(home, "sockets", "left over")
-        finds(home, "supervisord", "cdnctl up")
+        found = doctor(home)
+        assert "left over" in found["sockets"]
+        assert "cdnctl up" in found["supervisord"]
     finally:
         kill_tree(job)
         operator("down")

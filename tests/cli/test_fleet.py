@@ -370,13 +370,13 @@ def test_why_it_was_killed(fleet: Fleet) -> None:
     def told() -> str:
         done = fleet.cdnctl("why", "gateway-primary")
         assert done.returncode == Exit.OK, done.stderr
-        return done.stdout if f"#{before['incarnation']} ended" in done.stdout else ""
+        return done.stdout if f"#{before['incarnation']} ended" in done.stdout and "SIGKILL" in done.stdout else ""
 
-    text = until(told, what="the post-mortem is read")
+    text = until(told, what="the end is known")
     for said in ("killed by SIGKILL", "by nobody", "in that hour", "serving", "what to do"):
         assert said in text, text
     assert "state" in fleet.cdnctl("history", "gateway-primary").stdout
-    assert "killed by SIGKILL" in fleet.cdnctl("describe", "gateway-primary").stdout
+    until(lambda: "killed by SIGKILL" in fleet.cdnctl("describe", "gateway-primary").stdout, what="ATLAS has read it")
 
 
 def test_limits_are_shown_and_changed(fleet: Fleet) -> None:

@@ -202,6 +202,29 @@ def test_why_when_nobody_is_left(run_dir: RunDir) -> None:
     assert missing.returncode == Exit.UNKNOWN
 
 
+def test_what_atlas_has_not_read_yet_is_read_here(run_dir: RunDir) -> None:
+    """It knows that a process has ended, and the warden's file how."""
+    report = PostMortem(
+        name="web",
+        host="h",
+        start=1,
+        pid=400,
+        ended_at="2023-11-14T22:13:20Z",
+        lived_s=5.0,
+        ready_after_s=None,
+        wait_status=9,
+        end="killed by SIGKILL",
+    )
+    place = postmortems.directory_of(run_dir) / "web"
+    place.mkdir(parents=True)
+    (place / postmortems.name_at(1_700_000_000_000_000_000, 400)).write_bytes(encoded(report))
+    with FakeAtlas(run_dir, [view("atlas", uptime_s=99.0), view("web")]) as atlas:
+        atlas.lives = (life(end="", wait_status=None), life(end="", wait_status=None, pid=399, incarnation=40))
+        (told,) = json.loads(cdnctl(run_dir.path, "why", "web", "-n", "2", "--json").stdout)["why"]
+    assert [each["end"] for each in told["incarnations"]] == ["killed by SIGKILL", ""]
+    assert [each["incarnation"] for each in told["incarnations"]] == [41, 40]
+
+
 def encoded(report: PostMortem) -> bytes:
     """As the warden writes it."""
     import msgspec
