@@ -30,7 +30,11 @@ PURE = (
     "services/atlas/coordinator.py",
     "services/atlas/samples.py",
     "services/atlas/asked.py",
+    "cli/answers.py",
+    "cli/bands.py",
+    "cli/live.py",
     "cli/rendering.py",
+    "cli/story.py",
 )
 IMPURE = {"time", "socket", "threading", "subprocess", "random", "psutil", "zmq", "asyncio", "select", "pathlib"}
 CLOCKS = {"now", "today", "utcnow"}
