@@ -24,7 +24,7 @@ from tests.support import BIN, ROOT, environment, free_port, kill_tree, short_di
 RUN = Path("/srv/run")
 CONF = Path("/srv/supervisord.conf")
 GOOD = Owned(str(RUN), 7, 0o700, True)
-DIRECTORY = Belonging(10, 1, "supervisord", True)
+SUPERVISORD = Belonging(10, 1, "supervisord", True)
 
 
 def whats(found: list[Finding]) -> list[tuple[str, str]]:
@@ -130,14 +130,14 @@ def test_atlas(seen: checks.AtlasSeen, severity: Severity | None, words: tuple[s
 @pytest.mark.parametrize(
     ("processes", "severity", "words"),
     [
-        ([DIRECTORY, Belonging(20, 10, "web", False), Belonging(21, 20, "web", False)], None, ()),
+        ([SUPERVISORD, Belonging(20, 10, "web", False), Belonging(21, 20, "web", False)], None, ()),
         (
             [Belonging(20, 1, "web", False), Belonging(21, 20, "web", False)],
             Severity.WARNING,
             ("pid 20", "cdnctl down"),
         ),
-        ([DIRECTORY, Belonging(20, 1, "web", False)], Severity.WARNING, ("web", "kill 20")),
-        ([DIRECTORY, Belonging(11, 1, "supervisord", True)], Severity.PROBLEM, ("pid 10, pid 11",)),
+        ([SUPERVISORD, Belonging(20, 1, "web", False)], Severity.WARNING, ("web", "kill 20")),
+        ([SUPERVISORD, Belonging(11, 1, "supervisord", True)], Severity.PROBLEM, ("pid 10, pid 11",)),
     ],
 )
 def test_orphans(processes: list[Belonging], severity: Severity | None, words: tuple[str, ...]) -> None:
