@@ -98,7 +98,8 @@ class Live:
                 await self._news.wait()
                 continue
             at, text = self._next(at)
-            await asyncio.wait_for(websocket.send_text(text), SEND_S)
+            async with asyncio.timeout(SEND_S):  # wait_for of Python 3.11 can lose the cancellation by serve
+                await websocket.send_text(text)
 
     def _next(self, at: int | None) -> tuple[int, str]:
         """What a client that has heard message ``at`` hears next."""
