@@ -19,7 +19,9 @@ import click
 import pytest
 
 from bus.endpoints import RunDir
-from bus.operators import OperatorLink
+from bus.ids import new_id
+from bus.messages import OrderOutcome, OrderRequest, OutcomeKind, Verb
+from bus.operators import AtlasSilent, OperatorLink
 from cli.main import COMMANDS
 from cli.main import cdnctl as group
 from tests.atlas.test_atlas import is_well
@@ -91,21 +93,56 @@ def test_what_is_drawn_is_the_code(document: Path) -> None:
     assert fill(text) == text, f"{document.name} is not what the code says: run python -m tests.diagrams"
 
 
+def foreign(run_dir: RunDir, source: str) -> list[str]:
+    """The command that runs a program of docs/protocol.md for that run directory."""
+    return [str(BIN / "python"), "-c", source.replace("ipc://run/", f"ipc://{run_dir.path}/")]
+
+
+def nothing_of_ours(run_dir: RunDir) -> dict[str, str]:
+    """An environment without this project on its path."""
+    return {key: value for key, value in environment(run_dir.path).items() if key != "PYTHONPATH"}
+
+
 def test_an_operator_in_ten_lines(run_dir: RunDir) -> None:
     """The operator of docs/protocol.md, with nothing of this project on its path, lists the fleet."""
-    (source,) = blocks((ROOT / "docs" / "protocol.md").read_text(), "python")
-    source = source.replace("ipc://run/", f"ipc://{run_dir.path}/")
-    env = environment(run_dir.path)
-    del env["PYTHONPATH"]
+    _, source = blocks((ROOT / "docs" / "protocol.md").read_text(), "python")
+    env = nothing_of_ours(run_dir)
 
     def listed() -> bool:
-        done = subprocess.run(
-            [str(BIN / "python"), "-c", source], env=env, cwd="/", capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(foreign(run_dir, source), env=env, cwd="/", capture_output=True, text=True, timeout=60)
         return done.returncode == 0 and "atlas RUNNING" in done.stdout
 
     with ServiceProcess(run_dir.path, "-m", "services.atlas"):
         until(listed)
+
+
+def test_a_member_in_another_language(run_dir: RunDir) -> None:
+    """The member of docs/protocol.md is in the fleet, obeys what it knows, and rejects the rest."""
+    source, _ = blocks((ROOT / "docs" / "protocol.md").read_text(), "python")
+    with ServiceProcess(run_dir.path, "-m", "services.atlas"):
+        member = subprocess.Popen(foreign(run_dir, source), env=nothing_of_ours(run_dir), cwd="/")
+        operator = OperatorLink(run_dir.operators)
+        try:
+            until(lambda: is_well(operator, "elsewhere"), what="the member is in the fleet")
+            until(lambda: ended(operator, Verb.HEALTH_CHECK, "elsewhere") is OutcomeKind.DONE, what="it obeys")
+            until(lambda: ended(operator, Verb.SHED, "elsewhere") is OutcomeKind.REJECTED, what="it rejects")
+        finally:
+            operator.close()
+            kill_tree(member.pid)
+            member.wait()
+
+
+def ended(operator: OperatorLink, verb: Verb, name: str) -> OutcomeKind | None:
+    """How an order ended, if ATLAS was there in time to take it."""
+    order = OrderRequest(id=new_id(), verb=verb, names=(name,), timeout_s=30.0, asked_by="a test")
+    operator.request(order, timeout_s=30.0)
+    try:
+        for reply in operator.replies(order.id, timeout_s=60.0):
+            if isinstance(reply, OrderOutcome):
+                return reply.kind
+    except AtlasSilent:
+        return None
+    return None
 
 
 # -- documents whose commands are run ----------------------------------------------------------------------------
