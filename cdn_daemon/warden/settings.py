@@ -35,7 +35,7 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from cdn_daemon.warden.judge import DEFAULT_SILENCE_S
+from cdn_daemon.warden.judge import DEFAULT_SILENCE_S, LEAST_SILENCE_S
 from cdn_daemon.warden.policy import Limits
 
 _NUMBERS = (("numprocs_start", "0"), ("numprocs", "1"))
@@ -80,6 +80,10 @@ def settings_of(name: str, command: str, own: Mapping[str, str], default: Mappin
     is_ours = _is_ours(command)
     watchdog = told.get("watchdog_s", "auto").strip()
     watchdog_s = DEFAULT_SILENCE_S if watchdog == "auto" else _number(where, "watchdog_s", watchdog, at_least=0.0)
+    if 0.0 < watchdog_s < LEAST_SILENCE_S:
+        raise SettingsError(
+            f"cannot use watchdog_s={watchdog} of {where}: it must be {LEAST_SILENCE_S:g} or more, or 0 for never"
+        )
     notifies = kind == "notify" or (kind == "auto" and is_ours)
     if kind == "simple" and watchdog_s and watchdog != "auto" and "watchdog_s" in own:
         raise SettingsError(f"cannot use watchdog_s={watchdog} of {where}: its type is simple, it sends no WATCHDOG=1")

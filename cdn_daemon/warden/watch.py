@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from bus.messages import ProcessState
 from cdn_daemon.warden import procfs
-from cdn_daemon.warden.judge import Finding, Observations, Verdict, Watched, compare, excuse, judge
+from cdn_daemon.warden.judge import LEAST_SILENCE_S, Finding, Observations, Verdict, Watched, compare, excuse, judge
 from cdn_daemon.warden.program import Incarnation, Program
 
 _MAX_SAMPLED = 16
@@ -61,7 +61,7 @@ class Watch:
             life = program.now
             if life is None or not _is_watched(program, life):
                 continue
-            limit_s = _limit_s(program, life)
+            silence_s = limit_s(program, life)
             evidence = None
             if life.suspected is not None and sampled < _MAX_SAMPLED:
                 sampled += 1
@@ -74,7 +74,7 @@ class Watch:
             watched.append(
                 Watched(
                     name=program.name,
-                    limit_s=limit_s,
+                    limit_s=silence_s,
                     heard_s=life.heard_s if life.heard_s is not None else now_s,
                     extended_until_s=life.extended_until_s,
                     trigger=life.trigger,
@@ -112,13 +112,21 @@ class Watch:
 
 
 def _is_watched(program: Program, life: Incarnation) -> bool:
-    if life.pid is None or life.verdict or program.state is not ProcessState.RUNNING:
+    if life.pid is None or life.verdict:
         return False
-    if life.trigger is not None:
+    if life.trigger is not None and program.state in (ProcessState.STARTING, ProcessState.RUNNING):
         return True
-    return life.heard_s is not None and not life.stopping and _limit_s(program, life) > 0.0
+    return (
+        program.state is ProcessState.RUNNING
+        and life.heard_s is not None
+        and not life.stopping
+        and limit_s(program, life) > 0.0
+    )
 
 
-def _limit_s(program: Program, life: Incarnation) -> float:
+def limit_s(program: Program, life: Incarnation) -> float:
+    """The silence that it may keep; 0.0: any."""
     own = program.settings.watchdog_s
-    return own if own == 0.0 or life.watchdog_s is None else life.watchdog_s  # an operator's 0 is never
+    if own == 0.0 or life.watchdog_s is None:
+        return own  # an operator's 0 is never
+    return max(life.watchdog_s, LEAST_SILENCE_S) if life.watchdog_s else 0.0

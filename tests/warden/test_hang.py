@@ -14,8 +14,12 @@ import pytest
 
 from bus.messages import PostMortem
 from bus.postmortems import read
+from cdn_daemon.warden.judge import LEAST_SILENCE_S
+from cdn_daemon.warden.program import Incarnation, Program
+from cdn_daemon.warden.settings import Settings
+from cdn_daemon.warden.watch import limit_s
 from tests.support import Supervisord, until
-from tests.warden.programs import FakeAtlas, beating
+from tests.warden.programs import FakeAtlas, beating, python
 
 HOG = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 """Uses a core for as long as its parent lives, and no longer."""
@@ -62,6 +66,18 @@ def test_one_that_asks_for_it_is_replaced_with_its_reason(run_dir: Path, atlas: 
     with Supervisord(run_dir, {"web": beating(run_dir, "web", body)}):
         first = atlas.row("web", "RUNNING").pid or 0
         assert replaced(atlas, run_dir, "web", first).verdict == "asked for it: loop is stuck"
+
+
+def test_one_that_asks_for_it_before_it_is_ready_is_replaced_too(run_dir: Path, atlas: FakeAtlas) -> None:
+    body = "tell('STATUS=no quorum\\nWATCHDOG=trigger')\ntime.sleep(1000)"
+    program = {"command": python(run_dir, "web", body, notifies=True), "type": "notify", "restart_budget": "1"}
+    with Supervisord(run_dir, {"web": program}):
+        assert "asked for it: no quorum" in atlas.row("web", "FATAL").reason
+
+
+def test_a_program_cannot_ask_for_a_limit_that_its_own_beats_would_break() -> None:
+    hasty = Incarnation(pid=1, spawned_s=0.0, watchdog_s=1e-6)
+    assert limit_s(Program(name="web", settings=Settings(watchdog_s=0.5), log=None), hasty) == LEAST_SILENCE_S
 
 
 def test_one_that_declared_a_long_call_is_left_alone(run_dir: Path, atlas: FakeAtlas) -> None:

@@ -206,6 +206,7 @@ def test_other_versions_are_refused(version: str) -> None:
         ({"restart_budget": "0"}, "cannot use restart_budget=0"),
         ({"restart_budget": "2.5"}, "cannot use restart_budget=2.5"),
         ({"watchdog_s": "-1"}, "cannot use watchdog_s=-1"),
+        ({"watchdog_s": "0.1"}, "must be 0.3 or more, or 0 for never"),
         ({"type": "simple", "watchdog_s": "1"}, "it sends no WATCHDOG=1"),
     ],
 )
