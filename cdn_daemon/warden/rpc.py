@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from supervisor.xmlrpc import Faults, RPCError
@@ -13,6 +13,8 @@ from cdn_daemon.warden.steward import Refused, Steward
 
 if TYPE_CHECKING:
     from cdn_daemon.warden.warden import Warden
+
+T = TypeVar("T")
 
 
 class WardenNamespace:
@@ -64,8 +66,8 @@ class WardenNamespace:
         @param double seconds  after which it ends by itself; 0: until it is ended
         @return string note  what else there is to say; mostly nothing
         """
-        for_s = float(seconds) or None
-        return self._ask(lambda steward: steward.set_maintenance(name, on=bool(on), for_s=for_s, by=OPERATOR))
+        on, for_s = _is(on, bool), _is(seconds, int, float) or None
+        return self._ask(lambda steward: steward.set_maintenance(name, on=on, for_s=for_s, by=OPERATOR))
 
     def scaleProcess(self, name: str, instances: int) -> str:
         """Run so many instances of a program: NAME, NAME-2, NAME-3; does not wait for them
@@ -74,7 +76,8 @@ class WardenNamespace:
         @param int instances  1 to 64
         @return string note  what else there is to say; mostly nothing
         """
-        return self._ask(lambda steward: steward.scale(name, int(instances), OPERATOR))
+        many = _is(instances, int)
+        return self._ask(lambda steward: steward.scale(name, many, OPERATOR))
 
     def _ask(self, ask: Callable[[Steward], str]) -> str:
         if not self._warden.is_up():
@@ -83,3 +86,12 @@ class WardenNamespace:
             return ask(self._warden.steward)
         except Refused as refused:
             raise RPCError(Faults.FAILED, str(refused)) from refused
+
+
+def _is(value: T, *kinds: type) -> T:
+    """The value, if the caller sent it as what it has to be; else the fault that XML-RPC has for that."""
+    if type(value) not in kinds:
+        raise RPCError(
+            Faults.INCORRECT_PARAMETERS, f"{value!r:.50} is no {' or '.join(each.__name__ for each in kinds)}"
+        )
+    return value

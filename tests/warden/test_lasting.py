@@ -142,6 +142,13 @@ def test_the_same_over_xmlrpc_for_those_without_atlas(run_dir: Path, atlas: Fake
             rpc(fleet, "disableProcess", "nobody")
         with pytest.raises(Fault, match="cannot scale web to 0: it must be 1 to 64"):
             rpc(fleet, "scaleProcess", "web", 0)
+        for name, *wrong in (
+            ("scaleProcess", "web", "x"),
+            ("scaleProcess", "web", 2.5),
+            ("setMaintenance", "web", 1, 5),
+        ):
+            with pytest.raises(Fault, match=r"INCORRECT_PARAMETERS: .* is no "):
+                rpc(fleet, name, *wrong)
 
 
 @pytest.mark.parametrize(
