@@ -197,6 +197,7 @@ def _wait_for_end(pid: int, instance: str, orphans: Orphans, waiting: Callable[[
         else:
             log.warning("replacing orphan pid %d of %s: asked it to drain", pid, instance)
             _send(pidfd, signal.SIGTERM)
+            _send(pidfd, signal.SIGCONT)  # one that is stopped would not learn of it
         asked_s, killed = time.monotonic(), False
         while not select.select([pidfd], [], [], _POLL_S)[0]:
             waiting(f"standing by: orphan pid {pid} still is {instance}")

@@ -82,9 +82,12 @@ def orphan(run_path: Path) -> int:
     return pid
 
 
-def test_an_orphan_is_replaced(run_path: Path) -> None:
-    """The default: the orphan is drained, then the new process serves; never both."""
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_an_orphan_is_replaced(run_path: Path, is_stopped: bool) -> None:
+    """The default: the orphan is drained, then the new process serves; never both. Stopped or not."""
     old = orphan(run_path)
+    if is_stopped:
+        os.kill(old, signal.SIGSTOP)
     with ServiceProcess(run_path, *TINY) as new:
         assert new.get("/") == (200, b"hello")
         assert not is_running(old)
