@@ -19,6 +19,7 @@ Every call into the Keeper is the Keeper's to guard: it never raises.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import time
 import types
@@ -188,7 +189,10 @@ class _Warded:
     def _not_spawned(self, error: OSError) -> None:
         """As stock does where fork(2) fails."""
         options = self.config.options
-        self.record_spawnerr(f"{error.strerror}: {error.filename or self.config.command}")  # type: ignore[attr-defined]
+        what = error.filename or self.config.command
+        if error.errno == errno.ENOENT and os.path.isfile(what):  # a script's #!, or a program's loader
+            what = f"the interpreter of {what}"
+        self.record_spawnerr(f"{error.strerror}: {what}")  # type: ignore[attr-defined]
         self.change_state(ProcessStates.BACKOFF)
         options.close_parent_pipes(self.pipes)
         options.close_child_pipes(self.pipes)

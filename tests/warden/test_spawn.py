@@ -85,7 +85,7 @@ def test_what_cannot_be_executed_is_quarantined_with_the_reason(run_dir: Path, w
     with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"gone": program}) as fleet:
         assert fleet.process is not None
         reason = atlas.row("gone", "FATAL").reason
-        about = missing if wrong == "directory" else str(script)
+        about = missing if wrong == "directory" else f"the interpreter of {script}"
         assert reason.endswith(f"cannot spawn: No such file or directory: {about}")
         assert os.readlink(f"/proc/{fleet.process.pid}/cwd") == str(run_dir)
         assert atlas.counts().get("errors", 0) == 0
