@@ -151,7 +151,7 @@ def examine(run_dir: RunDir, config: str | None) -> list[Finding]:
     found += checks.ports(wanted, _listening(set(wanted.values())), pids)
     found += checks.limits(len(supervised.programs or names), _nofile(supervised.pid), _nproc(uid), _pids())
     found += checks.clock(*_clocks(), time.time(), _newest(path, files))
-    found += checks.disk(_disks(path, declared) if own is not None else [])
+    found += checks.disk(_disks(path, declared) if own is not None and own.uid == uid else [])
     found += checks.orphans(members)
     return found
 
@@ -255,13 +255,16 @@ def _ask_atlas(run_dir: RunDir, pid: int | None, bus: Reach, *, is_expected: boo
         is_stopped=pid is not None and process_state(pid) in ("T", "t"),
         notes=reply.notes,
         reason=view.reason if view is not None and view.health is not HealthStatus.HEALTHY else "",
-        set_aside=tuple(sorted(path.name for path in _set_aside(run_dir.state(ATLAS)))),
+        set_aside=tuple(_set_aside(run_dir.state(ATLAS))),
     )
 
 
-def _set_aside(state: Path) -> list[Path]:
+def _set_aside(state: Path) -> list[str]:
     """What store.py and journal.py of services/atlas rename when they cannot read it."""
-    return [path for word in ("unreadable", "damaged", "version-") for path in state.glob(f"*.{word}*")]
+    with suppress(OSError):
+        names = sorted(os.listdir(state))
+        return [name for name in names if any(word in name for word in (".unreadable", ".damaged", ".version-"))]
+    return []
 
 
 # -- configuration ------------------------------------------------------------------------------------------

@@ -154,10 +154,14 @@ def sockets(seen: Mapping[str, Reach], supervisord: int | None, atlas: int | Non
 
 def supervision(pid: int | None, failure: str, path: Path) -> list[Finding]:
     """``failure``: why the supervisord with that pid does not answer; empty if it does."""
-    if pid is None:
+    if pid is None and not failure:
         return [warning("supervisord", "no supervisord runs", path, "cdnctl up")]
     if failure:
-        mend = f"kill -CONT {pid}" if "kill -CONT" in failure else "cdnctl down && cdnctl up"
+        mend = "cdnctl down && cdnctl up"
+        if "kill -CONT" in failure:
+            mend = f"kill -CONT {pid}"
+        elif "another user's" in failure:
+            mend = "be that user, or set CDN_RUN_DIR to a run directory of yours"
         return [problem("supervisord", "supervisord does not answer", failure.partition(": its process")[0], mend)]
     return []
 

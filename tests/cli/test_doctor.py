@@ -105,6 +105,7 @@ def test_supervision_and_plugin() -> None:
     holds(checks.supervision(None, "", RUN), Severity.WARNING, "cdnctl up")
     silent = "supervisord did not answer: its process 10 is stopped; let it go on with: kill -CONT 10"
     holds(checks.supervision(10, silent, RUN), Severity.PROBLEM, "did not answer", "kill -CONT 10")
+    holds(checks.supervision(None, "it is another user's", RUN), Severity.PROBLEM, "CDN_RUN_DIR")
     holds(checks.plugin(True, CONF), None)
     holds(checks.plugin(None, CONF), None)
     holds(checks.plugin(False, CONF), Severity.PROBLEM, "[rpcinterface:cdn]", "supervisorctl reload")
