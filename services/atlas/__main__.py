@@ -60,6 +60,12 @@ service = Service(
 )
 
 
+@service.ready
+async def bus_is_bound() -> str | None:
+    """Not ready until the bus is this ATLAS's: another may have it."""
+    return None if switchboard.is_bound else "the bus is not bound yet"
+
+
 @service.check(every_s=1, timeout_s=1, fails_after=2)
 async def bus_turns() -> str | None:
     """Unhealthy while the bus thread does not turn."""

@@ -103,6 +103,11 @@ class Switchboard:
         self._stop.set()
         self._thread.join(timeout=2.0)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the bus is this ATLAS's, and what the journal holds is taken up."""
+        return self._broker is not None
+
     def views(self) -> tuple[ServiceView, ...]:
         """The fleet as it is now."""
         with self._lock:  # for the copying only: 10,000 views take longer than the bus may wait

@@ -184,6 +184,8 @@ def test_a_second_atlas_refuses(spawn: Callable[..., ServiceProcess], operator: 
     assert "set CDN_RUN_DIR to another directory" in second.log()
     assert first.process.poll() is None
     assert is_well(operator, "atlas")
+    phases = [event.text for event in events(operator) if (event.instance, event.kind) == ("atlas-2", "phase")]
+    assert all("serving" not in text for text in phases)  # who has no bus was never ready
 
 
 def test_noise(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run_dir: RunDir) -> None:
