@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 import click
 
@@ -19,7 +21,7 @@ from cli.context import (
     unknown_names,
     write,
 )
-from cli.exits import Exit
+from cli.exits import Exit, Problem
 from cli.progress import Mark, Progress
 from cli.rendering import Format, Output, Screen, clean, paint
 from cli.selection import is_healthy, is_ready, is_stopped, select
@@ -158,20 +160,29 @@ def is_failed_command(ctx: click.Context, names: tuple[str, ...], quiet: bool, o
 def _answer(
     ctx: click.Context, names: tuple[str, ...], quiet: bool, output: Output, holds: Callable[[list[str]], bool]
 ) -> int:
+    if not quiet:
+        return _told(ctx, names, output, holds)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            return _told(ctx, names, output, holds)
+        except Problem as error:
+            return error.exit_code
+
+
+def _told(ctx: click.Context, names: tuple[str, ...], output: Output, holds: Callable[[list[str]], bool]) -> int:
     fleet = see(run_dir_of(ctx), f"tell of {', '.join(names)}", gone=Exit.UNKNOWN)
     chosen = select(fleet.services, names)
     words = {view.instance: _WORDS[view.state] for view in chosen.services}
-    if not quiet:
-        plain = [{"name": name, "active": word} for name, word in words.items()]
-        match output.format:
-            case Format.JSON:
-                write(document({"services": plain}))
-            case Format.JSONL:
-                write([json_line(thing) for thing in plain])
-            case Format.NAME:
-                write(list(words))
-            case _:
-                write(list(words.values()))
+    plain = [{"name": name, "active": word} for name, word in words.items()]
+    match output.format:
+        case Format.JSON:
+            write(document({"services": plain}))
+        case Format.JSONL:
+            write([json_line(thing) for thing in plain])
+        case Format.NAME:
+            write(list(words))
+        case _:
+            write(list(words.values()))
     if chosen.unknown:
         raise unknown_names(chosen.unknown, [view.instance for view in fleet.services])
     return Exit.OK if holds(list(words.values())) else Exit.NOT_WELL

@@ -20,7 +20,7 @@ from cli.context import (
     write,
 )
 from cli.durations import Duration
-from cli.exits import Exit
+from cli.exits import Exit, Problem
 from cli.rendering import Output
 from cli.selection import exit_of, select
 from cli.view import see
@@ -68,7 +68,10 @@ def command(ctx: click.Context, names: tuple[str, ...], output: Output, watch: b
     while True:
         if is_terminal(sys.stdout):
             write(_HOME_AND_CLEAR)
-        _show(run_dir, names, output)
+        try:
+            _show(run_dir, names, output)
+        except Problem as error:  # a fleet that begins anew comes back
+            say(error.message)
         watch_reader(interval_s)
 
 

@@ -140,7 +140,7 @@ def test_is_active(run_dir: RunDir, names: list[str], code: Exit, words: list[st
         quiet = cdnctl(run_dir.path, "is-active", "-q", *names)
         failed = cdnctl(run_dir.path, "is-failed", *names)
     assert (loud.returncode, loud.stdout.split()) == (code, words)
-    assert (quiet.returncode, quiet.stdout) == (code, "")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (code, "", "")
     expected = Exit.UNKNOWN if code is Exit.UNKNOWN else Exit.OK if "failed" in words else Exit.NOT_WELL
     assert failed.returncode == expected
 
