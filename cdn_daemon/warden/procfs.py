@@ -85,6 +85,11 @@ def _is_traced(pid: int) -> bool:
     return False
 
 
+def everyone() -> list[int]:
+    """All processes of the host that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
 def children(pid: int) -> list[int]:
     """Its children, of all its threads."""
     found: list[int] = []

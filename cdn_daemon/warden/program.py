@@ -132,6 +132,8 @@ class Program(Struct):
     stopped_by: str = ""
     held_since_s: float | None = None
     """Since when an operator's start waits for what it depends on: STARTING without a process."""
+    orphan: str = ""
+    """Whose end a start waits for: what a killed supervisord has left of this program. Empty if nobody's."""
     has_notified: bool = False
     """It has sent READY=1, in this or an earlier incarnation."""
     stock: bool = False
@@ -177,6 +179,8 @@ class Program(Struct):
         return "; ".join(filter(None, (reason, self.maintenance, withheld and f"not killed for: {withheld}")))
 
     def _why_not_running(self, waiting_for: tuple[str, ...]) -> str:
+        if self.orphan and not (self.now and self.now.pid):
+            return f"waiting for the end of {self.orphan}"
         match self.state:
             case ProcessState.RUNNING:
                 return ""

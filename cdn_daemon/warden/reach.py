@@ -35,6 +35,7 @@ from supervisor.options import VERSION, ProcessConfig, ProcessGroupConfig, make_
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
 from bus.messages import ProcessState
+from cdn_daemon.warden.orphans import Stop
 
 SUPPORTED = ((4, 2), (4, 3))
 
@@ -315,6 +316,15 @@ def priority(process: Process) -> int:
 def stop_wait_s(process: Process) -> float:
     """Its grace to end once it is told to."""
     return float(process.config.stopwaitsecs)
+
+
+def how_to_stop(process: Process) -> Stop:
+    """What supervisord.conf says of its end."""
+    config = process.config
+    orphans = {**os.environ, **(config.environment or {})}.get("CDN_ORPHANS")
+    return Stop(
+        config.stopsignal, float(config.stopwaitsecs), config.stopasgroup, config.killasgroup, orphans == "adopt"
+    )
 
 
 def starts_by_itself(process: Process) -> bool:

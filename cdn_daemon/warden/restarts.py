@@ -17,6 +17,7 @@ from bus.endpoints import RunDir
 from bus.messages import PostMortem, ProcessState
 from cdn_daemon.warden import policy, postmortem, reach
 from cdn_daemon.warden.boundary import Boundary, guarded
+from cdn_daemon.warden.orphans import Orphans
 from cdn_daemon.warden.program import Incarnation, Program
 from cdn_daemon.warden.reach import Process, Step, Supervisord
 from cdn_daemon.warden.table import Table
@@ -52,6 +53,8 @@ class Restarts:
         self.boundary = boundary
         self.ordered_by = ""
         """In whose name a start or stop happens just now; empty if it is an operator's at supervisord itself."""
+        self.orphans: Orphans | None = None
+        """What an earlier supervisord has left, once that is known."""
         self._supervisord = supervisord
         self._logger = supervisord.options.logger
         self._table = table
@@ -78,7 +81,8 @@ class Restarts:
         is_up = reach.is_up(self._supervisord)
         match program.state:
             case ProcessState.STARTING if program.held_since_s is not None:
-                return Step.SPAWN if is_up and self._may_go(program, now_s) else Step.WAIT
+                may_go = is_up and self._is_alone(process, now_s) and self._may_go(program, now_s)
+                return Step.SPAWN if may_go else Step.WAIT
             case ProcessState.STARTING:
                 return Step.WAIT if program.notifies else Step.STOCK
             case ProcessState.EXITED | ProcessState.BACKOFF:
@@ -87,13 +91,23 @@ class Restarts:
                 return Step.SPAWN if is_due and is_up else Step.WAIT
             case ProcessState.STOPPED:
                 is_first = is_up and not program.disabled and reach.wants_first_start(process)
-                return Step.SPAWN if is_first and not self._table.waits_for(program.name) else Step.WAIT
+                if not is_first or self._table.waits_for(program.name):
+                    return Step.WAIT
+                return Step.SPAWN if self._is_alone(process, now_s) else Step.WAIT
             case ProcessState.STOPPING:
                 # Stock counts by the wall clock: stepped by an hour, it would kill whoever is draining.
                 grace_is_over = now_s - program.stopping_since_s >= reach.stop_wait_s(process)
                 return Step.STOCK if grace_is_over else Step.WAIT
             case _:
                 return Step.STOCK
+
+    def _is_alone(self, process: Process, now_s: float) -> bool:
+        """Whether no orphan of it lives any more; if one does, it is told to end."""
+        program: Program = process.program
+        program.orphan = ""
+        if self.orphans is not None and program.name in self.orphans:
+            program.orphan = self.orphans.in_the_way(program.name, reach.how_to_stop(process), now_s)
+        return not program.orphan
 
     def _may_go(self, program: Program, now_s: float) -> bool:
         waits_for = self._table.waits_for(program.name)
@@ -119,7 +133,9 @@ class Restarts:
         program.history = policy.History()
         program.due_s = program.hold = None
         program.stock = False
-        program.held_since_s = time.monotonic() if self._table.waits_for(program.name) else None
+        now_s = time.monotonic()
+        waits = not self._is_alone(process, now_s) or bool(self._table.waits_for(program.name))
+        program.held_since_s = now_s if waits else None
         return program.held_since_s is None
 
     @guarded(_NOTHING_MORE)
@@ -297,6 +313,7 @@ class Restarts:
         program: Program = process.program
         now_s = time.monotonic()
         program.state = new
+        program.orphan = ""
         if new is ProcessState.RUNNING and program.now is not None:
             program.now.ready_s = now_s
             if program.settings.must_beat and program.now.heard_s is None:

@@ -23,6 +23,7 @@ from cdn_daemon.warden.inbox import Inbox
 from cdn_daemon.warden.judge import LATE_S, Finding
 from cdn_daemon.warden.loop import Listener, Waker
 from cdn_daemon.warden.orders import Goal
+from cdn_daemon.warden.orphans import Orphans
 from cdn_daemon.warden.procfs import belongs_to
 from cdn_daemon.warden.program import Program
 from cdn_daemon.warden.reach import Supervisord
@@ -98,6 +99,7 @@ class Warden:
     def _running(self, _event: object) -> None:
         """supervisord has daemonised and begins its loop: now timers, sockets and ZeroMQ's thread will last."""
         self._recall()
+        self._find_orphans()
         self._waker = Waker(self._woken)
         reach.socket_map(self._supervisord)[self._waker.fileno()] = self._waker
         self._ticked_s = time.monotonic()
@@ -118,6 +120,10 @@ class Warden:
     def _recall(self) -> None:
         """Before the first start, as what is disabled must not have one."""
         self.steward.recall()
+
+    @guarded(None)
+    def _find_orphans(self) -> None:
+        self._restarts.orphans = Orphans(self._run_dir.path, self._logger.warn)
 
     @guarded(None)
     def _join_bus(self) -> None:
@@ -161,6 +167,9 @@ class Warden:
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
+        if self._restarts.orphans is not None:
+            self._restarts.orphans.close()
+            self._restarts.orphans = None
         if self._waker is not None:
             reach.forget_fd(self._supervisord, self._waker.fileno())
             self._waker.close()
