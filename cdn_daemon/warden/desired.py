@@ -116,6 +116,8 @@ class Instance(Struct, frozen=True):
     """Made of the program's configuration as it is now."""
     is_down: bool
     is_stopping: bool
+    is_surplus: bool = False
+    """It was told to end as one too many; wanted again, it is made anew once it has."""
 
 
 class Add(Struct, frozen=True):
@@ -145,7 +147,7 @@ def plan(wanted: Mapping[str, int], there: Mapping[str, Instance], programs: Col
     steps: list[Step] = []
     for name, instance in there.items():
         is_wanted = instance.program in programs and name in names(instance.program, wanted.get(instance.program, 1))
-        if is_wanted and instance.is_current:
+        if is_wanted and instance.is_current and not instance.is_surplus:
             continue
         if instance.is_down:
             steps.append(Remove(name))

@@ -24,6 +24,9 @@ from cdn_daemon.warden.table import Table
 
 MAINTENANCE_MAX_S = 366 * 86400.0
 
+_SCALE = "scale"
+"""In whose name an instance that is one too many is stopped."""
+
 _DOWN = (ProcessState.STOPPED, ProcessState.EXITED, ProcessState.FATAL)
 
 
@@ -239,7 +242,7 @@ class Steward:
                     self._logger.info(f"making '{name}', an instance of '{program}'")
                     reach.add_instance(self._supervisord, self._table.processes[program], name)
                 case Stop(name):
-                    self._act(name, Goal.DOWN, "scale")
+                    self._act(name, Goal.DOWN, _SCALE)
                 case Remove(name):
                     self._remove(name)
         there = self._there()
@@ -259,12 +262,14 @@ class Steward:
     def _there(self) -> dict[str, Instance]:
         there: dict[str, Instance] = {}
         for name, of in self._made.items():
-            state, first = self._table.programs[name].state, self._table.processes.get(of)
+            program, first = self._table.programs[name], self._table.processes.get(of)
+            state = program.state
             there[name] = Instance(
                 of,
                 is_current=first is not None and reach.is_current(first, self._table.processes[name]),
                 is_down=state in _DOWN,
                 is_stopping=state is ProcessState.STOPPING,
+                is_surplus=program.stopped_by == _SCALE and state in (ProcessState.STOPPING, ProcessState.STOPPED),
             )
         return there
 

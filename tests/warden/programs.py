@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xmlrpc.client import ServerProxy
 
 import zmq
+from supervisor.xmlrpc import SupervisorTransport
 
 from bus.codec import Decoder, encode
 from bus.endpoints import RunDir, host_name
@@ -23,7 +25,7 @@ from bus.messages import (
     ProcessRow,
     Telemetry,
 )
-from tests.support import until
+from tests.support import Supervisord, until
 
 NOTIFY = """
 import os, socket, sys, time
@@ -59,6 +61,13 @@ def beating(
     """A program that is watched as this project's own are; ``before`` is done before it is ready."""
     command = python(directory, name, before + BEATS + body, notifies=True)
     return {"command": command, "type": "notify", "watchdog_s": "0.6", **more}
+
+
+def rpc(fleet: Supervisord, method: str, *arguments: object) -> object:
+    """Call the warden over supervisord's XML-RPC."""
+    transport = SupervisorTransport(None, None, f"unix://{fleet.run_dir}/supervisor.sock")
+    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+        return getattr(proxy.cdn, method)(*arguments)
 
 
 class FakeAtlas:

@@ -103,6 +103,8 @@ def instance(*, current: bool = True, down: bool = False, stopping: bool = False
         ({}, {"web-2": instance(down=True)}, {"web"}, [Remove("web-2")]),
         ({"web": 2}, {"web-2": instance(current=False)}, {"web"}, [Stop("web-2")]),
         ({"web": 2}, {"web-2": instance(current=False, down=True)}, {"web"}, [Remove("web-2")]),
+        ({"web": 2}, {"web-2": Instance("web", True, False, True, is_surplus=True)}, {"web"}, []),
+        ({"web": 2}, {"web-2": Instance("web", True, True, False, is_surplus=True)}, {"web"}, [Remove("web-2")]),
         ({"web": 2}, {}, {"other"}, []),
         ({"web": 2}, {"web-2": instance()}, {"other"}, [Stop("web-2")]),
     ],

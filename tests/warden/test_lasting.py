@@ -6,10 +6,9 @@ import json
 import os
 import signal
 from pathlib import Path
-from xmlrpc.client import Fault, ServerProxy
+from xmlrpc.client import Fault
 
 import pytest
-from supervisor.xmlrpc import SupervisorTransport
 
 from bus.messages import (
     DisableProcess,
@@ -25,16 +24,9 @@ from bus.messages import (
 )
 from bus.postmortems import read
 from tests.support import Supervisord, until
-from tests.warden.programs import FakeAtlas, beating, python
+from tests.warden.programs import FakeAtlas, beating, python, rpc
 
 SLEEP = {"command": "sleep 1000"}
-
-
-def rpc(fleet: Supervisord, method: str, *arguments: object) -> object:
-    """Call the warden over supervisord's XML-RPC."""
-    transport = SupervisorTransport(None, None, f"unix://{fleet.run_dir}/supervisor.sock")
-    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-        return getattr(proxy.cdn, method)(*arguments)
 
 
 def desired(run_dir: Path) -> Path:

@@ -16,7 +16,7 @@ from bus.messages import (
 )
 from cdn_daemon.warden.orders import Ended, Scaling, Standing, StartOne, Wait, next_scaling
 from tests.support import Supervisord, until
-from tests.warden.programs import FakeAtlas, python
+from tests.warden.programs import FakeAtlas, python, rpc
 
 SAYS = (
     'print(os.environ["CDN_INSTANCE"], os.environ["CDN_PORT"], os.environ["SUPERVISOR_PROCESS_NAME"], flush=True)\n'
@@ -56,6 +56,21 @@ def test_instances_are_made_and_gone_again(run_dir: Path, atlas: FakeAtlas) -> N
         assert fleet.states() == dict.fromkeys(("web", "other"), "RUNNING")
         assert atlas.row("web").pid == first
         until(lambda: "web-2" not in atlas.rows(), what="gone from the table")
+
+
+def test_one_that_is_wanted_again_while_it_drains_is_made_anew(run_dir: Path, atlas: FakeAtlas) -> None:
+    gate = run_dir / "gate"
+    drains = "import signal\ndef end(*_):\n while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n sys.exit()\n"
+    body = drains + "signal.signal(signal.SIGTERM, end)\ntell('READY=1')\ntime.sleep(1000)"
+    program = {"command": python(run_dir, "web", body, notifies=True) + f" {gate}", "type": "notify"}
+    with Supervisord(run_dir, {"web": program}) as fleet:
+        scaled(atlas, "web", 2)
+        first = atlas.row("web-2", "RUNNING").pid
+        rpc(fleet, "scaleProcess", "web", 1)
+        atlas.row("web-2", "STOPPING")
+        rpc(fleet, "scaleProcess", "web", 2)
+        gate.touch()
+        until(lambda: atlas.row("web-2", "RUNNING").pid != first, what="made anew")
 
 
 def test_instances_outlive_supervisord_and_come_with_what_is_wanted_of_them(run_dir: Path, atlas: FakeAtlas) -> None:
