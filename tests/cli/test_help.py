@@ -57,7 +57,7 @@ def examples() -> Iterator[list[str]]:
                     yield words
 
 
-@pytest.mark.parametrize("words", examples(), ids=" ".join)
+@pytest.mark.parametrize("words", list(examples()), ids=" ".join)
 def test_every_example_is_a_command_line_that_works(words: list[str]) -> None:
     """As far as it can be told without running it: the command is there, its options are, their values are right."""
     root = group.make_context("cdnctl", list(words))

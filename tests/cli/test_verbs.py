@@ -38,6 +38,8 @@ FLEET = [ATLAS, view("web"), view("web-2", service="web"), view("db")]
         (["reset-failed", "--all", "--yes"], Verb.RESET_FAILED, ("atlas", "web", "web-2", "db"), NO_DETAILS),
         (["maintenance", "db", "--on"], Verb.MAINTENANCE, ("db",), Details(on=True)),
         (["maintenance", "db", "--on", "--for", "2h"], Verb.MAINTENANCE, ("db",), Details(on=True, for_s=7200.0)),
+        (["shed", "db"], Verb.SHED, ("db",), NO_DETAILS),
+        (["resume", "web"], Verb.RESUME, ("web", "web-2"), NO_DETAILS),
         (["maintenance", "db", "--off"], Verb.MAINTENANCE, ("db",), Details(on=False)),
     ],
 )
