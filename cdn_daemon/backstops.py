@@ -32,7 +32,7 @@ T = TypeVar("T")
 _FACTORS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _RLIMITS = {
     "CDN_RLIMIT_DATA": (resource.RLIMIT_DATA, 1 << 20, "bytes, 1m at least, such as 2g, or infinity"),
-    "CDN_RLIMIT_NOFILE": (resource.RLIMIT_NOFILE, 16, "a number of files, 16 at least"),
+    "CDN_RLIMIT_NOFILE": (resource.RLIMIT_NOFILE, 64, "a number of files, 64 at least"),
     "CDN_RLIMIT_CORE": (resource.RLIMIT_CORE, 0, "bytes, such as 0 or 100m, or infinity"),
 }
 """Resource, least value, what it may be."""
@@ -59,6 +59,9 @@ class Backstops:
 
 def read_backstops(environ: Mapping[str, str]) -> Backstops:
     """The backstops that the environment sets; raises BackstopError at the first that cannot be. Pure."""
+    for key in environ:
+        if key.startswith("CDN_RLIMIT_") and key not in _RLIMITS:
+            raise BackstopError(f"cannot use {key}: it must be one of {', '.join(_RLIMITS)}")
     rlimits = []
     for key, (_, least, may_be) in _RLIMITS.items():
         value = _read(environ, key, partial(_parse_amount, least), may_be)

@@ -23,7 +23,7 @@ class Notifier:
         meant_for = environ.get("WATCHDOG_PID", "")
         for_us = not meant_for or meant_for == str(os.getpid())
         self.watchdog_s = (
-            int(watchdog_usec) / 1e6 if watchdog_usec.isdigit() and int(watchdog_usec) and for_us else None
+            int(watchdog_usec) / 1e6 if watchdog_usec.isdecimal() and int(watchdog_usec) and for_us else None
         )
         """Silence that the supervisor takes for a hang; None if it does not watch."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -12,6 +13,8 @@ from cdn_daemon.claim import Orphans
 from cdn_daemon.limits import DIMENSIONS, LimitError, check_limits, merge, parse_band
 from cdn_daemon.service import Service
 
+_INSTANCE = re.compile(r"[^\W_][^\s/:\x00-\x1f\x7f]*")
+_INSTANCE_BYTES = 100
 _YES, _NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
 
 
@@ -44,7 +47,7 @@ class Settings:
 def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     """The settings of this process; raises SettingError at the first that cannot be."""
     return Settings(
-        instance=environ.get("CDN_INSTANCE") or service.name,
+        instance=_instance(environ, service.name),
         host=_host(environ),
         port=int(number(environ, "CDN_PORT", service.port, 0, 65535)),
         drain_s=number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
@@ -55,7 +58,22 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     )
 
 
+def _instance(environ: Mapping[str, str], default: str) -> str:
+    """It becomes part of file names."""
+    text = environ.get("CDN_INSTANCE") or default
+    if not _INSTANCE.fullmatch(text) or len(text.encode()) > _INSTANCE_BYTES:
+        rule = (
+            f"it must be of letters, digits and the like, without blanks, '/' and ':', at most {_INSTANCE_BYTES} bytes"
+        )
+        raise SettingError(f"cannot use CDN_INSTANCE={text:.80}: {rule}")
+    return text
+
+
 def _limits(declared: Limits, environ: Mapping[str, str]) -> Limits:
+    known = {f"CDN_LIMIT_{dimension.upper()}" for dimension in DIMENSIONS}
+    for key in environ:
+        if key.startswith("CDN_LIMIT_") and key not in known:
+            raise SettingError(f"cannot use {key}: it must be one of {', '.join(sorted(known))}")
     limits = declared
     for dimension in DIMENSIONS:
         key = f"CDN_LIMIT_{dimension.upper()}"

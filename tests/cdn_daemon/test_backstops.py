@@ -59,7 +59,7 @@ def test_read(environ: dict[str, str], backstops: Backstops) -> None:
     ("key", "values"),
     [
         ("CDN_RLIMIT_DATA", ["0", "-1", "lots", "1.5g", "2t", "1k", str(1 << 63), "g"]),
-        ("CDN_RLIMIT_NOFILE", ["3", "many"]),
+        ("CDN_RLIMIT_NOFILE", ["3", "63", "many"]),
         ("CDN_RLIMIT_CORE", ["-1", "yes"]),
         ("CDN_NICE", ["20", "-21", "5.5", "low"]),
         ("CDN_IONICE", ["idle:3", "best-effort:8", "best-effort:", "best-effort:x", "nice"]),

@@ -70,6 +70,11 @@ def test_wrong_checks() -> None:
         ({"CDN_ALLOW_PUBLIC": "perhaps"}, "CDN_ALLOW_PUBLIC=perhaps: it must be yes or no"),
         ({"CDN_ORPHANS": "kill"}, "CDN_ORPHANS=kill: it must be one of replace, adopt"),
         ({"CDN_NICE": "nice"}, "CDN_NICE=nice: it must be a whole number from -20 to 19"),
+        ({"CDN_LIMIT_RSS": "1g"}, "cannot use CDN_LIMIT_RSS: it must be one of .*CDN_LIMIT_RSS_BYTES"),
+        ({"CDN_RLIMIT_AS": "1g"}, "cannot use CDN_RLIMIT_AS: it must be one of CDN_RLIMIT_DATA"),
+        ({"CDN_INSTANCE": "../../etc/web"}, "CDN_INSTANCE=../../etc/web: it must be of letters"),
+        ({"CDN_INSTANCE": "web 2"}, "CDN_INSTANCE=web 2: it must be"),
+        ({"CDN_INSTANCE": "w" * 300}, "CDN_INSTANCE=w{80}: .* at most 100 bytes"),
     ],
 )
 def test_wrong_settings(environ: dict[str, str], text: str) -> None:

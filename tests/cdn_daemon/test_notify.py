@@ -71,6 +71,7 @@ def test_a_stall_is_told(run_path: Path, supervisor: socket.socket) -> None:
         ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "600000"}, 0.6),
         ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "0"}, None),
         ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "soon"}, None),
+        ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "²"}, None),
         ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "600000", "WATCHDOG_PID": "1"}, None),
         ({"NOTIFY_SOCKET": "/s", "WATCHDOG_USEC": "600000", "WATCHDOG_PID": str(os.getpid())}, 0.6),
     ],
