@@ -17,7 +17,7 @@ except SettingError as error:
     print(error, file=sys.stderr)
     sys.exit(ExitCode.CONFIGURATION)
 
-service = Service(NAME, app=gateway, port=18600, background=gateway.background)
+service = Service(NAME, app=gateway, port=18600, ooda=gateway.optimizer, background=gateway.background)
 service.metrics(gateway.numbers)
 
 

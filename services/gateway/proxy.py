@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cdn_daemon.web import Receive, Scope, Send
-from services.gateway.balance import Balance, Ledger
+from services.gateway.balance import Attempt, Balance, Ledger
+from services.gateway.budget import RetryBudget
 from services.gateway.errors import CONNECT_KINDS, ClientGone, Refusal, UpstreamError
 from services.gateway.headers import (
     Body,
@@ -30,6 +31,8 @@ NAMED_MAX = 100
 """Services that a 404 names."""
 INSTANCES_TRIED_MAX = 3
 """By one request: when a service is scaled down, several go at once."""
+PASSED_OVER = frozenset({502, 503, 504})
+"""Answers by which an instance says that it cannot now: what may be sent twice is sent to another instead."""
 CONTINUE_S = 1.0
 """How long a client that expects 100 Continue waits for the instance to say so; then it is said for it."""
 
@@ -151,8 +154,13 @@ class Proxy:
         self._pool = pool
         self._balance = balance
         self._ledger = ledger
+        self._budget = RetryBudget()
         self.clients_gone = 0
         """Clients that left before their answer was complete."""
+        self.retries = 0
+        """Requests that were sent to one more instance."""
+        self.retries_refused = 0
+        """Those that were not, as the budget was spent."""
 
     async def forward(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request from an instance.
@@ -163,27 +171,37 @@ class Proxy:
         """
         request = admit(scope, self._settings)
         targets = targets_of(table, request.service)
+        self._budget.deposit(self._ledger.clock())
         tried: list[Target] = []
         fresh = False
         while True:
             target = self._balance.pick(request.service, targets, tried)
             assert target is not None  # fewer were tried than there are
-            exchange = _Exchange(request, target, self._settings, receive, send)
+            has_another = len(tried) + 1 < min(len(targets), INSTANCES_TRIED_MAX)
+            may_repeat = request.repeatable and not fresh
+
+            def may_pass_over(status: int, may: bool = may_repeat and has_another) -> bool:
+                return status in PASSED_OVER and may and self._may_retry()
+
+            exchange = _Exchange(request, target, self._settings, receive, send, may_pass_over)
             try:
-                with self._ledger.attempt(target):
+                with self._ledger.attempt(target, targets) as attempt:
                     connection = await self._pool.take(target.host, target.port, fresh=fresh)
-                    await exchange.run(connection)
-                return
+                    await exchange.run(connection, attempt)
+                if not exchange.passed_over:
+                    return
+                fresh = True
+                tried.append(target)
             except UpstreamError as error:
                 if exchange.started:
                     return
-                has_another = len(tried) + 1 < min(len(targets), INSTANCES_TRIED_MAX)
-                if error.unanswered and request.repeatable and not fresh and (exchange.reused or has_another):
+                if error.unanswered and exchange.reused and may_repeat:
+                    fresh = True  # it was closed while it was idle, and never saw the request: that is no retry
+                elif has_another and error.kind in CONNECT_KINDS:
+                    tried.append(target)  # nothing was sent, so any method may go to another: that is no retry, either
+                elif has_another and error.unanswered and may_repeat and self._may_retry():
                     fresh = True
-                    if not exchange.reused:  # else it was closed while it was idle, and never saw the request
-                        tried.append(target)
-                elif error.kind in CONNECT_KINDS and has_another:
-                    tried.append(target)  # nothing was sent, so any method may go to another
+                    tried.append(target)
                 else:
                     raise error.refusal(target.service, target.instance) from error
             except ClientGone:
@@ -194,18 +212,33 @@ class Proxy:
                     return
                 raise
 
+    def _may_retry(self) -> bool:
+        """Take one retry from the budget, if there is one."""
+        if self._budget.withdraw(self._ledger.clock()):
+            self.retries += 1
+            return True
+        self.retries_refused += 1
+        return False
+
 
 class _Exchange:
     """One try at one instance."""
 
     def __init__(
-        self, request: Request, target: Target, settings: GatewaySettings, receive: Receive, send: Send
+        self,
+        request: Request,
+        target: Target,
+        settings: GatewaySettings,
+        receive: Receive,
+        send: Send,
+        may_pass_over: Callable[[int], bool],
     ) -> None:
         self._request = request
         self._target = target
         self._settings = settings
         self._receive = receive
         self._send = send
+        self._may_pass_over = may_pass_over
         self._sent = request.body is None
         self._body_begun = False
         self._answering = asyncio.Event()
@@ -213,15 +246,20 @@ class _Exchange:
         """The client has been sent the head of the answer."""
         self.reused = False
         """It was on a connection that had carried another exchange before."""
+        self.passed_over = False
+        """The answer was one that is not passed on: another instance is to be asked."""
 
-    async def run(self, connection: Connection) -> None:
+    async def run(self, connection: Connection, attempt: Attempt) -> None:
         """Send the request, pass the answer on; raises UpstreamError, ClientGone or Refusal."""
         self.reused = connection.used > 0
+        attempt.begins()
+        if self._sent:
+            attempt.sent()
         connection.begin(self._request.method, self._request.head(self._target.authority))
         answer_s = self._settings.answer_s if self._sent else None
         try:
             async with asyncio.timeout(answer_s) as patience:
-                client = asyncio.ensure_future(self._client_side(connection, patience))
+                client = asyncio.ensure_future(self._client_side(connection, attempt, patience))
                 try:
                     head = await connection.head()
                 finally:
@@ -231,10 +269,18 @@ class _Exchange:
             connection.abort()
             text = f"no answer within {self._settings.answer_s:g} s"
             raise UpstreamError("answer_timeout", text, status=504) from error
+        except UpstreamError as error:
+            attempt.closed_idle = error.unanswered and self.reused
+            connection.abort()
+            raise
         except BaseException:
             connection.abort()
             raise
+        attempt.answered(head.status)
         try:
+            if self._may_pass_over(head.status):
+                self.passed_over = True
+                return
             await self._answer(connection, head.status, head.headers)
         finally:
             client.cancel()
@@ -269,12 +315,13 @@ class _Exchange:
 
     # -- the client's side: its body, then its leaving ---------------------------------------------------
 
-    async def _client_side(self, connection: Connection, patience: asyncio.Timeout) -> None:
+    async def _client_side(self, connection: Connection, attempt: Attempt, patience: asyncio.Timeout) -> None:
         """Pass the body on, then watch for the client to leave; whatever goes wrong fails the connection."""
         try:
             if not self._sent:
                 await self._pass_body(connection)
                 if self._sent and not connection.answered:
+                    attempt.sent()
                     patience.reschedule(asyncio.get_running_loop().time() + self._settings.answer_s)
             while (await self._receive())["type"] != "http.disconnect":
                 continue

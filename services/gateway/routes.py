@@ -39,6 +39,7 @@ class Target(Struct, frozen=True):
     instance: Name
     host: str
     port: int
+    incarnation: int = 0
 
     @property
     def authority(self) -> str:
@@ -75,7 +76,7 @@ class Table(Struct, frozen=True, kw_only=True):
     """now_s when the feed last spoke; None before that."""
 
 
-def target_of(service: str, instance: str, address: str | None) -> Target | None:
+def target_of(service: str, instance: str, address: str | None, incarnation: int = 0) -> Target | None:
     """Where the instance's server is; None unless the address is a plain ``http://HOST:PORT``."""
     if address is None:
         return None
@@ -88,7 +89,7 @@ def target_of(service: str, instance: str, address: str | None) -> Target | None
         return None
     if url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
         return None
-    return Target(service=service, instance=instance, host=host, port=port)
+    return Target(service=service, instance=instance, host=host, port=port, incarnation=incarnation)
 
 
 def hear(table: Table, statuses: Iterable[DaemonStatus], now_s: float) -> Table:
@@ -112,7 +113,7 @@ def hear(table: Table, statuses: Iterable[DaemonStatus], now_s: float) -> Table:
         elif not _is_news(status, held, clock_s):
             continue
         known[status.instance] = Known(
-            target=target_of(status.service, status.instance, status.address),
+            target=target_of(status.service, status.instance, status.address, status.incarnation),
             service=status.service,
             incarnation=status.incarnation,
             seq=status.seq,

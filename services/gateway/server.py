@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import Mapping
 
 from bus.endpoints import RunDir
+from bus.messages import OodaMode
 from cdn_daemon.web import Receive, Scope, Send
-from services.gateway.balance import Ledger, RoundRobin
+from services.gateway.balance import Balance, Ledger
 from services.gateway.errors import Refusal
 from services.gateway.feed import Feed
+from services.gateway.ooda import RoutingOptimizer
 from services.gateway.proxy import Proxy
 from services.gateway.settings import GatewaySettings
 from services.gateway.tunnel import Tunnel
@@ -25,12 +28,14 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, run_dir: RunDir) -> None:
         self._pool = Pool(connect_s=settings.connect_s)
-        self._ledger = Ledger()
-        balance = RoundRobin()
-        self._proxy = Proxy(settings, self._pool, balance, self._ledger)
-        self._tunnel = Tunnel(settings, balance, self._ledger)
+        self._ledger = Ledger(time.monotonic)
+        self._balance = Balance(self._ledger, in_flight_max=settings.in_flight_max, draw=random.random)
+        self._proxy = Proxy(settings, self._pool, self._balance, self._ledger)
+        self._tunnel = Tunnel(settings, self._balance, self._ledger)
         self._feed = Feed(run_dir.feed, run_dir.state(settings.instance) / "routes.json", settings.hidden)
         self._refused = 0
+        self.optimizer = RoutingOptimizer(self._ledger, self._balance, lambda: self._feed.table)
+        self._balance.is_adaptive = lambda: self.optimizer.mode is OodaMode.ON
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -71,6 +76,9 @@ class Gateway:
             "gateway_targets": float(sum(len(targets) for targets in table.routes.values())),
             "gateway_refused_total": float(self._refused),
             "gateway_clients_gone_total": float(self._proxy.clients_gone),
+            "gateway_retries_total": float(self._proxy.retries),
+            "gateway_retries_refused_total": float(self._proxy.retries_refused),
+            "gateway_shed_total": float(self._balance.shed),
             "gateway_idle_connections": float(self._pool.idle),
             "gateway_feed_dropped_total": float(self._feed.dropped),
             "gateway_saves_failed_total": float(self._feed.saves_failed),

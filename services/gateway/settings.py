@@ -29,6 +29,8 @@ class GatewaySettings:
     """CDN_GATEWAY_ANSWER_S: from the end of the request to the head of its answer, until 504"""
     stall_s: float = 300.0
     """CDN_GATEWAY_STALL_S: the longest pause within a body, on either side; a stream of events must beat faster"""
+    in_flight_max: int = 1024
+    """CDN_GATEWAY_IN_FLIGHT: requests and WebSockets that one instance may have at once; beyond that 503, at once"""
 
 
 def read_gateway_settings(environ: Mapping[str, str]) -> GatewaySettings:
@@ -46,5 +48,6 @@ def read_gateway_settings(environ: Mapping[str, str]) -> GatewaySettings:
         body_max_bytes=int(number(environ, "CDN_GATEWAY_MAX_BODY_BYTES", default.body_max_bytes, 0, 1 << 50)),
         connect_s=number(environ, "CDN_GATEWAY_CONNECT_S", default.connect_s, 0.01, 60),
         answer_s=number(environ, "CDN_GATEWAY_ANSWER_S", default.answer_s, 0.01, 86400),
+        in_flight_max=int(number(environ, "CDN_GATEWAY_IN_FLIGHT", default.in_flight_max, 1, 1_000_000)),
         stall_s=number(environ, "CDN_GATEWAY_STALL_S", default.stall_s, 0.1, 86400),
     )

@@ -16,7 +16,7 @@ from websockets.frames import EXTERNAL_CLOSE_CODES
 from websockets.typing import Subprotocol
 
 from cdn_daemon.web import Receive, Scope, Send
-from services.gateway.balance import Balance, Ledger
+from services.gateway.balance import Attempt, Balance, Ledger
 from services.gateway.errors import CONNECT_KINDS, UpstreamError, connect_failed, connect_timeout
 from services.gateway.headers import HeaderList, response_headers
 from services.gateway.proxy import INSTANCES_TRIED_MAX, Request, admit, targets_of
@@ -70,21 +70,24 @@ class Tunnel:
         await receive()  # websocket.connect
         tried: list[Target] = []
         while True:
-            target = self._balance.pick(request.service, targets, tried)
+            target = self._balance.pick(request.service, targets, tried, tunnel=True)
             assert target is not None  # fewer were tried than there are
             try:
-                with self._ledger.attempt(target):
-                    await self._through(request, target, scope, receive, send)
+                with self._ledger.attempt(target, targets, tunnel=True) as attempt:
+                    await self._through(request, target, attempt, scope, receive, send)
                 return
             except UpstreamError as error:
                 tried.append(target)
                 if error.kind not in CONNECT_KINDS or len(tried) >= min(len(targets), INSTANCES_TRIED_MAX):
                     raise error.refusal(target.service, target.instance) from error
 
-    async def _through(self, request: Request, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _through(
+        self, request: Request, target: Target, attempt: Attempt, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         try:
             upstream = await self._open(request, target, scope)
         except InvalidStatus as refused:
+            attempt.answered(refused.response.status_code)
             await _pass_refusal(refused, request, target, self._settings, send)
             return
         try:
@@ -93,8 +96,9 @@ class Tunnel:
             passed = _passed(answered, 101, request, target, self._settings)
             headers = [header for header in passed if not header[0].startswith(b"sec-websocket")]
             await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": headers})
+            attempt.answered(101)
             if await _both_ways(upstream, receive, send):
-                self._ledger.of(target).failures["truncated"] += 1
+                attempt.failed(UpstreamError("truncated", "it was gone without a closing message"))
         finally:
             if upstream.transport is not None:
                 upstream.transport.abort()
