@@ -245,9 +245,19 @@ class History:
         self.problem = ""
         log.info("history is in %s again", self._path)
 
+    def _begin_anew(self) -> None:
+        """The file was deleted or moved away while in use: keep what there is of it, but for the metrics."""
+        log.error("%s was deleted or moved: history begins anew there, with its newest events", self._path)
+        events = self._store.queries.newest_events(EVENTS_WAITING)
+        self._store.close()  # before there is another, as it deletes its -wal by name
+        self._open()
+        self._store.write(Batch(events=events))
+
     def _tick(self) -> None:
         now_s = time.time()
         self._tick_number += 1
+        if not self._store.is_in_place():
+            self._begin_anew()
         self._sample(now_s)
         self._take_commands()
         may_try = time.monotonic() >= self._retry_s

@@ -302,9 +302,18 @@ class Journal:
             self._failed("write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def tick(self, book: Book, now_s: float) -> None:
-        """Write the whole anew, if the file has become too large, or lacks something."""
-        if (self.problem and now_s - self._tried_s >= BEHIND_S) or self._bytes > self._max_bytes:
+        """Write the whole anew, if the file has become too large, lacks something, or is no longer in its place."""
+        may_try = now_s - self._tried_s >= BEHIND_S
+        if may_try and not self.problem and not self._is_in_place():
+            self._failed("find", OSError(errno.ENOENT, "it was deleted or moved"))
+        if (self.problem and may_try) or self._bytes > self._max_bytes:
             self.rewrite(book, now_s)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self._fd is not None and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            return False
 
     def rewrite(self, book: Book, now_s: float) -> None:
         """Write the whole anew beside the file, and put it in its place."""

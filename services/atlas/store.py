@@ -133,6 +133,7 @@ class Store:
         self._to_roll_up: list[int] = []
         try:
             self._connection = self._open()
+            self._file = None if path is None else os.stat(path)
         except (sqlite3.Error, OSError) as error:
             raise Unusable(f"cannot keep history in {path}: {in_words(error)}") from error
         self.queries = Queries(self._connection)
@@ -182,6 +183,15 @@ class Store:
     def _put_aside(self, path: Path, why: str, text: str) -> None:
         put_aside(path, why, text)
         self.set_aside += 1
+
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to it: SQLite goes on in a deleted file, which nobody finds afterwards."""
+        if self.path is None or self._file is None:
+            return True
+        try:
+            return os.path.samestat(self._file, os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

@@ -608,6 +608,25 @@ def test_a_file_that_is_damaged_in_use(
     assert told in ids(one)
 
 
+@pytest.mark.parametrize("suffixes", [("",), ("", "-wal", "-shm")])
+def test_a_file_that_is_deleted_in_use(
+    run_dir: RunDir, begin: Callable[..., History], monkeypatch: pytest.MonkeyPatch, suffixes: tuple[str, ...]
+) -> None:
+    """It is begun anew with the events there were: SQLite would go on in a file that the next ATLAS cannot find."""
+    monkeypatch.setattr(history_module, "TICK_S", 0.2)
+    path = run_dir.state("atlas") / "history.db"
+    one = begin(run_dir)
+    one.tell(event(1))
+    assert ids(one) == ["e1"]
+    for suffix in suffixes:
+        path.with_name(path.name + suffix).unlink()
+    until(path.exists)
+    one.tell(event(2))
+    until(lambda: ids(one) == ["e1", "e2"])
+    one.stop()
+    assert [each.id for each in opened(path).queries.newest_events(9)] == ["e1", "e2"]
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("", 256 * MiB), ("1m", MiB), ("2g", 2048 * MiB), ("4096k", 4 * MiB), (str(5 * MiB), 5 * MiB)],

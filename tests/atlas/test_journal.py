@@ -6,7 +6,7 @@ import json
 import resource
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -163,6 +163,21 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     found.close()
     assert (found.problem, book) == ("", Book())
     assert list(opened(path)[1].open) == ["c1"]
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.rename(path.with_name("moved"))])
+def test_a_file_that_is_lost_in_use(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    """It is written anew with all there is: what went to a file that nobody finds would be lost with ATLAS."""
+    path = tmp_path / "commands.jsonl"
+    found, book = opened(path)
+    book.put(entry("c1"))
+    found.append(entry("c1"))
+    lose(path)
+    found.tick(book, 1.0)
+    book.put(entry("c2"))
+    found.append(entry("c2"))
+    found.close()
+    assert opened(path)[1] == book
 
 
 def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
