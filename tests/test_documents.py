@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -263,7 +264,9 @@ class Reader:
 @pytest.fixture
 def reader() -> Iterator[Reader]:
     """With an empty home; what was started there is ended afterwards."""
-    with short_dir() as home, ended_afterwards(home / "run"), ended_afterwards(home / "fleet" / "run"):
+    with short_dir() as home, ExitStack() as ended:
+        for place in (home, home / "fleet", home / "example"):
+            ended.enter_context(ended_afterwards(place / "run"))
         yield Reader(home)
 
 
@@ -296,6 +299,7 @@ def test_commands_and_variables_are_there(document: Path) -> None:
         assert variable in VARIABLES or variable.startswith("CDN_LIMIT_"), f"{document.name} speaks of {variable}"
 
 
+@pytest.mark.timeout(600)
 def test_deploying(reader: Reader) -> None:
     """The unit's commands and the container's start the fleet, and its health check tells that it is well."""
     fleet_copy(reader.home)

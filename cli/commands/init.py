@@ -135,6 +135,12 @@ async def remembers():
     return len(greeted) < 1_000_000 or "too many have been greeted"
 
 
+@service.shed
+def forget(what):
+    """Called with what there is too much of, such as rss_bytes, before that has to be restarted; makes it less."""
+    greeted.clear()
+
+
 if __name__ == "__main__":
     run(service)
 '''

@@ -311,6 +311,7 @@ def test_a_port_that_is_taken(home: Path) -> None:
     assert "ports" not in doctor(home, CDN_PORT=str(free_port()))
 
 
+@pytest.mark.timeout(600)
 def test_a_fleet_that_is_broken(home: Path) -> None:
     """Well at first; then each thing that is broken is found, and nothing is when it is mended as was said."""
     run = home / "run"

@@ -67,6 +67,7 @@ def test_where_it_cannot(home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["file"]
 
 
+@pytest.mark.timeout(600)
 def test_from_a_wheel(home: Path) -> None:
     """Built as it is installed by users, unpacked elsewhere: its ATLAS, page and example run from there alone.
 
