@@ -7,7 +7,9 @@ supervisord's loop.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ KEPT = 20
 
 MAX_LOG_BYTES = 8192
 MAX_STACKS_BYTES = 32768
+_LAST_WORDS_BYTES, _LAST_WORDS_CHARS = 1024, 200
 
 
 def new_path(directory: Path, name: str, pid: int) -> Path:
@@ -51,6 +54,28 @@ def tail(path: str | None, max_bytes: int) -> str:
         return end_of(path, max_bytes)[1]
     except OSError:
         return ""
+
+
+def tails(log: str | None, error_log: str | None) -> str:
+    """The last of both logs, that of standard error last, as it tells more; half of the room each, if there are two."""
+    if error_log is None:
+        return tail(log, MAX_LOG_BYTES)
+    said = tail(log, MAX_LOG_BYTES // 2)
+    return said + ("\n" if said and not said.endswith("\n") else "") + tail(error_log, MAX_LOG_BYTES // 2)
+
+
+def last_words(paths: Iterable[str | None], since: float) -> str:
+    """The last line that it has written to any of these files since that Unix time; empty if there is none."""
+    for path in paths:
+        try:
+            is_of_this_life = path is not None and os.stat(path).st_mtime >= since
+        except OSError:
+            continue
+        lines = tail(path, _LAST_WORDS_BYTES).split("\n") if is_of_this_life else []
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if words:
+            return "".join(char if char.isprintable() else "?" for char in words[:_LAST_WORDS_CHARS])
+    return ""
 
 
 def take_stacks(directory: Path, pid: int) -> str:

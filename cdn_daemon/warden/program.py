@@ -106,6 +106,9 @@ class Program(Struct):
     name: str
     settings: Settings
     log: str | None
+    """Of its standard output, and mostly its standard error."""
+    error_log: str | None = None
+    """Of its standard error, if that has a file of its own."""
     state: ProcessState = ProcessState.STOPPED
     starts: int = 0
     history: History = field(default_factory=History)
@@ -165,7 +168,7 @@ class Program(Struct):
         if life is None or life.pid is None or life.verdict or now_s < life.extended_until_s:
             return ""
         if self.is_awaited and now_s >= life.spawned_s + self.settings.ready_s:
-            return f"not ready within {self.settings.ready_s:g} s"
+            return f"not ready within {self.settings.ready_s:g} s" + (f": {life.status}" if life.status else "")
         if self.state is ProcessState.RUNNING and life.stopping and now_s >= life.stopping_since_s + stop_wait_s:
             return f"said STOPPING=1 and did not end within {stop_wait_s:g} s"
         return ""

@@ -339,8 +339,21 @@ def wants_first_start(process: Process) -> bool:
 
 def log_path(process: Process) -> str | None:
     """The file that holds its output, if there is one."""
-    path = process.config.stdout_logfile
+    return _file(process.config.stdout_logfile)
+
+
+def error_log_path(process: Process) -> str | None:
+    """The file that holds its standard error, if that is another one."""
+    return None if process.config.redirect_stderr else _file(process.config.stderr_logfile)
+
+
+def _file(path: Any) -> str | None:
     return str(path) if path and path is not Automatic else None
+
+
+def started_at(process: Process) -> float:
+    """When it was started last, Unix time."""
+    return float(process.laststart)
 
 
 def run_dir_settings(supervisord: Supervisord) -> tuple[str | None, str | None]:

@@ -217,6 +217,7 @@ class Restarts:
                 program.due_s = now_s + after_s
                 self._wait(process, now_s)
             case policy.Quarantine():
+                program.reason += self._last_words(process, ending)
                 reach.set_fatal(process, program.reason)
                 self._logger.warn(f"gave up: {program.name} {program.reason}")
             case policy.StayDown():
@@ -243,6 +244,15 @@ class Restarts:
         if program.due_s is not None and program.state in (ProcessState.EXITED, ProcessState.BACKOFF):
             self._wait(self._table.processes[name], time.monotonic())
         self._touched()
+
+    @guarded("")
+    def _last_words(self, process: Process, ending: policy.Ending) -> str:
+        """What the program wrote last, where nobody else tells why it ended: mostly its exception."""
+        if ending.wait_status is None or ending.cause or not os.WIFEXITED(ending.wait_status):
+            return ""
+        program: Program = process.program
+        words = postmortem.last_words((program.error_log, program.log), reach.started_at(process) - 1.0)
+        return f": {words}" if words else ""
 
     def _where_to_read_on(self, program: Program) -> str:
         """For one that was killed by us: its stacks, wherever its log says that they are, are in its post-mortem."""
@@ -281,7 +291,7 @@ class Restarts:
             last_status=life.status,
             errno=life.errno,
             stacks=postmortem.take_stacks(self._run_dir / "stacks", pid),
-            log_tail=postmortem.tail(program.log, postmortem.MAX_LOG_BYTES),
+            log_tail=postmortem.tails(program.log, program.error_log),
         )
         self._ended_now.append((life.postmortem, report))
 

@@ -107,7 +107,13 @@ class Table:
 
     def _put(self, process: Process, settings: Settings) -> Program:
         name = reach.full_name(process)
-        program = Program(name=name, settings=settings, log=reach.log_path(process), state=reach.state(process))
+        program = Program(
+            name=name,
+            settings=settings,
+            log=reach.log_path(process),
+            error_log=reach.error_log_path(process),
+            state=reach.state(process),
+        )
         self.programs[name] = program
         self.processes[name] = process
         process.program = program

@@ -45,6 +45,13 @@ def test_a_program_that_never_gets_ready_is_judged_failed(run_dir: Path) -> None
         assert f"): {run_dir.parent / where}\n" in fleet.log()
 
 
+def test_what_it_was_waiting_for_is_in_the_verdict(run_dir: Path) -> None:
+    body = "tell('STATUS=no answer from db')\ntime.sleep(1000)"
+    program = {"command": python(run_dir, "never", body, notifies=True), "type": "notify", "ready_s": "2"}
+    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"never": {**program, "restart_budget": "1"}}):
+        assert "not ready within 2 s: no answer from db (" in atlas.row("never", "FATAL").reason
+
+
 def test_a_start_that_says_it_needs_longer_gets_longer(run_dir: Path) -> None:
     body = "tell('EXTEND_TIMEOUT_USEC=20000000')\ntime.sleep(1)\ntell('READY=1')\ntime.sleep(1000)"
     program = {"command": python(run_dir, "long", body, notifies=True), "type": "notify", "ready_s": "0.5"}

@@ -91,6 +91,26 @@ def test_restarts_that_an_operator_orders_are_no_crashes(run_dir: Path) -> None:
     assert {report.ordered_by for report in read(run_dir / "postmortems", "again")[:-1]} == {"me"}
 
 
+@pytest.mark.parametrize("redirect", ["true", "false"])
+def test_what_a_program_wrote_last_is_the_reason_that_it_was_given_up_for(run_dir: Path, redirect: str) -> None:
+    """Wherever its standard error goes; the post-mortem has both its logs. What was there before is passed over."""
+    logs = {"redirect_stderr": redirect, "stderr_logfile": f"{run_dir}/%(program_name)s.err", "restart_budget": "2"}
+    programs = {
+        "wrong": {"command": python(run_dir, "wrong", "print('hello', flush=True)\nimport nosuchmodule"), **logs},
+        "mute": {"command": python(run_dir, "mute", "sys.exit(4)"), **logs},
+    }
+    for suffix in ("log", "err"):
+        (run_dir / f"mute.{suffix}").write_text("from another life\n")
+        os.utime(run_dir / f"mute.{suffix}", (1e9, 1e9))
+    with fake_atlas(run_dir) as atlas, Supervisord(run_dir, programs):
+        said = "quarantined: 2 starts in 60 s, last: exit 1: ModuleNotFoundError: No module named 'nosuchmodule'"
+        assert atlas.row("wrong", "FATAL").reason == said
+        assert atlas.row("mute", "FATAL").reason == "quarantined: 2 starts in 60 s, last: exit 4"
+        report = until(lambda: read(run_dir / "postmortems", "wrong")[1:])[0]
+        assert "hello\n" in report.log_tail
+        assert report.log_tail.endswith("No module named 'nosuchmodule'\n")
+
+
 def test_a_missing_executable_is_quarantined_with_its_name(run_dir: Path) -> None:
     with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"gone": {"command": "/nonexistent/thing"}}):
         assert "cannot spawn: can't find command '/nonexistent/thing'" in atlas.row("gone", "FATAL").reason
