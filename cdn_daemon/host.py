@@ -157,6 +157,7 @@ class _Host:
                 self._app,
                 lifespan="auto",
                 http=BoundedHttp,
+                ws_max_size=self._service.websocket_max_bytes,
                 # Nobody is believed to forward for another, until the proxy in front is named.
                 forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
                 log_config=None,

@@ -112,7 +112,8 @@ class Service:
     ``limits`` are bands for what the process and its children may use. ``drain_s`` is
     how long requests in flight may take to finish once the service is told to end.
     ``background`` is an async function, started on the service's loop once it listens
-    and cancelled when it ends; the process ends if it raises.
+    and cancelled when it ends; the process ends if it raises. ``websocket_max_bytes`` is
+    what one message of a WebSocket client's may have: each client can make it be gathered.
 
     Raises DeclarationError where it is declared, before any socket is opened.
     """
@@ -130,6 +131,7 @@ class Service:
         limits: Limits | None = None,
         drain_s: float = 10.0,
         background: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        websocket_max_bytes: int = 16 << 20,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DeclarationError(f"cannot name a service {name!r}: letters, digits, '_', '.' and '-', at most 64")
@@ -165,6 +167,7 @@ class Service:
             raise DeclarationError(f"cannot declare {name}: {error}") from error
         self.drain_s = drain_s
         self.background = background
+        self.websocket_max_bytes = websocket_max_bytes
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
         self.shed_function: Callable[[str], Any] | None = None

@@ -57,6 +57,7 @@ service = Service(
     port=18500,
     ooda=FleetLoop(switchboard),
     background=serve_the_bus,
+    websocket_max_bytes=1024,  # nobody has anything to say there
 )
 
 

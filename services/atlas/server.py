@@ -8,7 +8,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
@@ -51,6 +51,9 @@ def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -
         body = error_body(405, "cannot do that here", value=request.method, limit=allowed)
         return Response(body, status_code=405, media_type="application/json", headers={"Allow": allowed})
 
+    async def left(request: Request, _: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it: the client has left in the middle of its own request
+
     return Starlette(
         routes=[
             Route("/api/v1/fleet", fleet, methods=["GET"]),
@@ -60,5 +63,5 @@ def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -
             *page_routes(),
         ],
         middleware=[Middleware(Guard, names=os.environ.get("CDN_ATLAS_HOSTS", "").replace(",", " ").split())],
-        exception_handlers={404: not_found, 405: not_allowed},
+        exception_handlers={404: not_found, 405: not_allowed, ClientDisconnect: left},
     )

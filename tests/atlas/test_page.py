@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import urllib.parse
@@ -265,6 +266,21 @@ def test_orders_that_are_not_taken(spawn: Spawn, run_dir: RunDir) -> None:  # no
     assert "restart" not in atlas.log()
 
 
+def test_who_leaves_in_the_middle_is_no_fault_of_atlas(spawn: Spawn, run_dir: RunDir) -> None:  # noqa: F811
+    """An order whose body does not come is nothing to be told of with a stack for each."""
+    atlas = spawn(*ATLAS)
+    address = urllib.parse.urlsplit(atlas.url())
+    token = OperatorToken(run_dir).read()
+    lines = (f"Host: {address.netloc}", f"Authorization: Bearer {token}", "Content-Type: application/json")
+    head = "\r\n".join(("POST /api/v1/commands HTTP/1.1", *lines, "Content-Length: 100", "", "{"))
+    for _ in range(20):
+        with socket.create_connection((address.hostname or "", address.port or 0)) as client:
+            client.sendall(head.encode())
+    for _ in range(20):
+        assert ask(atlas, "GET", "/api/v1/fleet")[0] == 200
+    assert "Traceback" not in atlas.log()
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_order_of_the_document_is_taken(spawn: Spawn, run_dir: RunDir) -> None:  # noqa: F811
     """docs/page.md's curl gives it, and its command can be asked for; the same key twice is one order."""
@@ -362,6 +378,10 @@ def test_live(spawn: Spawn) -> None:  # noqa: F811
             other.send("hello?")
             until(lambda: _is_closed(other))
             assert other.close_code == 1008
+        with connect(live_url(atlas)) as other:
+            other.send("x" * 2000)
+            until(lambda: _is_closed(other))
+            assert other.close_code == 1009, "what is long is not even gathered"
         until(hears_tiny)
 
 
