@@ -24,7 +24,7 @@ def shed_command(ctx: click.Context, /, names: tuple[str, ...], output: Output, 
 
     \b
     Examples:
-      cdnctl shed cdn-data-fabric
+      cdnctl shed hello
     """
     return run(ctx, Verb.SHED, names, output=output, **options)
 
@@ -40,6 +40,6 @@ def resume_command(ctx: click.Context, /, names: tuple[str, ...], output: Output
 
     \b
     Examples:
-      cdnctl resume cdn-data-fabric
+      cdnctl resume hello
     """
     return run(ctx, Verb.RESUME, names, output=output, **options)
