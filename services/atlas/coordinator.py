@@ -353,7 +353,7 @@ class CDNCoordinator:
         command = Command(id=self._new_id(), target=host, timeout_s=ASK_AGAIN_S, asked_by="atlas", body=body)
         actions: list[Action] = [ToAgent(agent.routing_id, command)]
         if not renewed:
-            what = "restarts are held" if for_s else "restarts are held no longer"
+            what = "restarts are held" if for_s else "restarts are held no longer; the reason was"
             actions.append(Happening(name, "hold", f"{what}: {reason}", host))
         return actions
 

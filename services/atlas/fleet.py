@@ -306,7 +306,8 @@ def view(name: str, member: Member | None, place: tuple[Node, ProcessRow] | None
     current = member is not None and member.reachable and _is_current(member, place)
     alive = current and status is not None and status.phase is not LifecyclePhase.STOPPED
     if status is not None and alive:
-        reasons += status.reasons
+        told = "; ".join(reasons)  # the warden has it from the daemon while it is not ready
+        reasons += tuple(each for each in status.reasons if each not in told)
     uptime_s = row.uptime_s if row is not None else status.uptime_s if status is not None and alive else None
     if place is not None and row is not None and uptime_s is not None:
         uptime_s = max(0.0, uptime_s + now_s - place[0].heard_s)  # supervisord reckons by the wall's clock

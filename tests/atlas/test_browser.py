@@ -57,7 +57,7 @@ def test_a_night_at_the_page(run_dir: RunDir, tab: Tab, artifacts: Path) -> None
         "atlas": {"command": "python -m services.atlas", "environment": f'CDN_PORT="{port}"', "type": "notify"},
         "tiny": {
             "command": "python -m tests.cdn_daemon.tiny",
-            "environment": 'CDN_PORT="0"',
+            "environment": 'CDN_PORT="0",CDN_LIMIT_RSS_BYTES="56m:4g"',
             "type": "notify",
             "stopwaitsecs": "5",
         },
@@ -79,6 +79,9 @@ def test_a_night_at_the_page(run_dir: RunDir, tab: Tab, artifacts: Path) -> None
         tab.press("Enter")
         tab.wait_for(".service-head", "tiny", "healthy")
         tab.wait_for(".strip", "#1")
+        tab.wait_for(".charts", "soft 56.0 MiB", "hard 4.0 GiB")
+        memory = "document.querySelector('.plot[aria-label^=\"Memory\"] .limits').getAttribute('d')"
+        until(lambda: tab.js(memory).count("M") == 1)  # of the limits the one that is near
 
         tab.click(".buttons button", "Restart")
         tab.wait_for("dialog", "Restart tiny", "Operator token")

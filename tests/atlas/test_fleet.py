@@ -83,6 +83,18 @@ def test_is_newer(held: tuple[int, int, float], new: tuple[int, int], newer: boo
     assert is_newer(held, new, 0.0) is newer
 
 
+def test_a_reason_is_told_once() -> None:
+    """The warden has it from the daemon, which says it too."""
+    fleet = Fleet()
+    fleet.hear(status(reasons=("not ready: warming up", "store is slow")), 0.0)
+    fleet.hear_node(
+        node(a=row(ProcessState.STARTING, pid=1001, uptime_s=1.0, reason="not ready yet: not ready: warming up")), 0.0
+    )
+    seen = fleet.view("web-1", 0.0)
+    assert seen is not None
+    assert seen.reason == "not ready yet: not ready: warming up; store is slow"
+
+
 def test_a_life() -> None:
     """Appears, falls ill, heals, dies, starts anew: each is told once."""
     fleet = Fleet()

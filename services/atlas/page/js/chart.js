@@ -13,6 +13,7 @@ const GAP_STEPS = 3.5;
 /** `format` words a value; `floor` is the least that the scale reaches; `binary` scales are for bytes. */
 export class Chart {
   #points = [];
+  #limits = [];
   #from = 0;
   #to = 1;
   #width = 0;
@@ -24,7 +25,9 @@ export class Chart {
     this.binary = binary;
     this.value = el("span", { class: "value" });
     this.when = el("span", { class: "when" });
+    this.bounds = el("span", { class: "bounds" });
     this.grid = svg("g", { class: "grid" });
+    this.limits = svg("path", { class: "limits" });
     this.band = svg("path", { class: "band" });
     this.area = svg("path", { class: "area" });
     this.line = svg("path", { class: "line" });
@@ -33,12 +36,12 @@ export class Chart {
     this.plot = svg(
       "svg",
       { class: "plot", height: HEIGHT, tabindex: "0", role: "img", "aria-label": title },
-      this.grid, this.band, this.area, this.line, this.rule, this.dot,
+      this.grid, this.band, this.area, this.line, this.limits, this.rule, this.dot,
     );
     this.element = el(
       "figure",
       { class: "chart" },
-      el("figcaption", {}, el("h3", { text: title }), this.when, this.value),
+      el("figcaption", {}, el("h3", { text: title }), this.bounds, this.when, this.value),
       this.plot,
     );
     this.title = title;
@@ -62,6 +65,14 @@ export class Chart {
     this.#draw();
   }
 
+  /** {soft, hard} as the service may use, or null. */
+  setLimits(band) {
+    const bounds = Object.entries({ soft: band?.soft, hard: band?.hard }).filter(([, v]) => typeof v === "number");
+    setText(this.bounds, bounds.map(([name, v]) => `${name} ${this.format(v)}`).join(", "));
+    this.#limits = bounds.map(([, v]) => v);
+    this.#draw();
+  }
+
   close() {
     this.observer.disconnect();
   }
@@ -73,7 +84,9 @@ export class Chart {
   #draw() {
     if (!this.#width) return;
     const known = this.#points.filter((point) => point.v !== null);
-    const top = known.reduce((most, point) => Math.max(most, point.high ?? point.v), this.floor);
+    const most = known.reduce((most, point) => Math.max(most, point.high ?? point.v), this.floor);
+    // A limit is on the scale once half of it is used; before, it would only flatten the line.
+    const top = Math.max(most, ...this.#limits.filter((v) => v <= 2 * most));
     const step = niceStep(top / 3, this.binary);
     const scale = Math.ceil(top / step - 1e-9) * step;
     this.y = (v) => TOP + (1 - v / scale) * (HEIGHT - TOP - BOTTOM);
@@ -88,6 +101,8 @@ export class Chart {
       `M${run.map((point) => at(point.t, point.high)).join("L")}L${run.toReversed().map((point) => at(point.t, point.low)).join("L")}Z`;
     this.line.setAttribute("d", runs.map(outline).join(""));
     this.area.setAttribute("d", runs.map(fill).join(""));
+    const drawn = this.#limits.filter((v) => v <= scale);
+    this.limits.setAttribute("d", drawn.map((v) => `M${LEFT} ${this.y(v).toFixed(1)}H${this.#width - RIGHT}`).join(""));
     this.band.setAttribute("d", runs.filter((run) => run.every((point) => point.high !== undefined)).map(band).join(""));
     this.#show(this.#cursor);
   }

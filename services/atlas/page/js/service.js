@@ -1,5 +1,6 @@
 // One service in depth.
 
+import { ofService } from "./api.js";
 import { Chart } from "./chart.js";
 import { confirmCommand } from "./commands.js";
 import { el, glyph, setAttribute, setText } from "./dom.js";
@@ -18,6 +19,9 @@ const CHARTS = {
   lag: { title: "Loop lag", format: format.lag, floor: 0.002 },
   requests: { title: "Requests", format: format.perSecond, floor: 1 },
 };
+/** The chart's quantity, as limits name it. */
+const LIMITED = { cpu: "cpu_cores", memory: "rss_bytes", lag: "loop_lag_s" };
+const LIMITS_MS = 10000;
 const PANELS = [
   ["incarnations", "Incarnations", IncarnationsPanel],
   ["loop", "Loop", LoopPanel],
@@ -44,7 +48,8 @@ export class ServiceView {
     const { signal } = this.#stopping;
     state.addEventListener("news", ({ detail }) => (detail.touched.has(name) || detail.listed) && this.#update(), { signal });
     const timer = setInterval(() => this.#update(), 1000);
-    signal.addEventListener("abort", () => clearInterval(timer));
+    const asking = setInterval(() => this.#askLimits(), LIMITS_MS);
+    signal.addEventListener("abort", () => [timer, asking].forEach(clearInterval));
     document.addEventListener("pointerdown", (event) => this.more.contains(event.target) || (this.more.open = false), { signal });
   }
 
@@ -54,6 +59,7 @@ export class ServiceView {
     scrollTo(0, 0);
     this.#update();
     this.#showSpan(chosen.span);
+    this.#askLimits();
     this.#showPanel(chosen.panel);
     this.heading.focus({ preventScroll: true });
   }
@@ -185,6 +191,16 @@ export class ServiceView {
     const [from, to, series] = this.metrics.series();
     for (const [key, points] of Object.entries(series)) this.charts[key].set(points, from, to);
     setText(this.noHistory, this.metrics.problem ? `no history: ${this.metrics.problem}` : "");
+  }
+
+  async #askLimits() {
+    let limits;
+    try {
+      limits = (await ofService(this.#name, "", {}, this.#stopping.signal)).status?.limits;
+    } catch {
+      return; // it is asked again, and the page says by itself that ATLAS does not answer
+    }
+    for (const [key, quantity] of Object.entries(LIMITED)) this.charts[key].setLimits(limits?.[quantity]);
   }
 
   #showPanel(key) {
