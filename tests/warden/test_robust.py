@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from bus import postmortems
 from bus.messages import PostMortem
 from cdn_daemon.warden import postmortem
+from cdn_daemon.warden.inbox import Inbox
 from cdn_daemon.warden.reach import UnsupportedVersion, check_version
 from cdn_daemon.warden.settings import SettingsError, check_defaults, read, settings_of
 from tests.support import BIN, Supervisord, is_running, kill_tree, until
@@ -70,6 +72,22 @@ def test_a_cleared_run_directory_is_mended_and_nobody_is_judged_for_it(run_dir: 
         heard = len(atlas.statuses)
         until(lambda: atlas.rows() and len(atlas.statuses) > heard + 2, what="ticking")
         assert atlas.row("web").pid == pid
+
+
+def test_short_of_descriptors_it_does_not_take_its_sockets_for_gone(run_dir: Path) -> None:
+    inbox = Inbox(run_dir / "notify")
+    inbox.open("web")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        assert inbox.lost() == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    shutil.rmtree(run_dir / "notify")
+    assert inbox.lost() == ["web"]
+    inbox.close()
 
 
 def test_supervisords_own_socket_is_made_anew_and_who_waits_gets_an_answer(run_dir: Path, atlas: FakeAtlas) -> None:
