@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from bus.messages import Verb
+from bus.endpoints import RunDir
+from bus.messages import ServiceView, Verb
 from cli.answers import addresses, services
 from cli.context import output_options, run_dir_of, say, stdout_screen, timeout_option, write
 from cli.exits import Exit, Problem
@@ -17,6 +19,7 @@ from cli.progress import Progress
 from cli.readiness import Standing
 from cli.rendering import Output, clean
 from cli.rising import Rise
+from cli.selection import ATLAS
 from cli.supervised import DOWN, tell
 
 _LOG_LINES = 6
@@ -65,13 +68,26 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, output: Ou
         if rise is not None:
             say("the fleet goes on starting; see it with cdnctl status, end it with cdnctl down")
         raise
-    shown = services(rise.services, output, stdout_screen())
-    reachable = [] if output.is_machine or not output.headers else addresses(rise.services, stdout_screen())
+    screen = stdout_screen()
+    shown = services(rise.services, output, screen)
+    reachable = [] if output.is_machine or not output.headers else addresses(rise.services, screen)
+    if reachable and screen.width is not None:  # never into a pipe or a log: whoever has it can give orders
+        reachable += _page(rise.services, planned.run_dir)
     write([*shown, *([""] if reachable else []), *reachable])
     place = planned.run_dir.path
     if place.resolve() != run_dir_of(ctx).path.resolve():
         say(f"its run directory is {place}; for the other commands: export CDN_RUN_DIR={place}")
     return _explain(rise, timeout_s)
+
+
+def _page(views: Sequence[ServiceView], run_dir: RunDir) -> list[str]:
+    """Where the page is, with the operator's token, so that it asks for none; nothing if that cannot be."""
+    address = next((view.address for view in views if view.instance == ATLAS), None)
+    try:
+        token = run_dir.operator_token.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return ["", f"the page, where this link may give orders: {clean(address)}/#token={clean(token)}"] if address else []
 
 
 def _begin(planned: Plan) -> tuple[list[str], str]:

@@ -16,8 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+from bus.endpoints import RunDir
 from cli.exits import Exit
 from tests.cli.support import CDNCTL, cdnctl, ended_afterwards, fleet_copy, outcomes_of, services_of
+from tests.cli.test_terminal import terminal
 from tests.support import BIN, environment, is_running, short_dir, until
 
 NAMES = ("atlas", "cdn-data-fabric", "gateway-primary")
@@ -114,6 +116,16 @@ def test_up_again_shows_the_same_fleet(fleet: Fleet) -> None:
     assert {name: service["pid"] for name, service in before.items()} == {
         name: service["pid"] for name, service in services_of(fleet.cdnctl("status", "--json")).items()
     }
+
+
+def test_the_link_with_the_token_is_for_terminals_only(fleet: Fleet) -> None:
+    """Whoever has it can give orders, so that a pipe or a log never has it."""
+    link = f"{fleet.service('atlas')['address']}/#token={(fleet.run_dir / 'operator.token').read_text().strip()}"
+    piped = fleet.cdnctl("up")
+    assert "#token=" not in piped.stdout + piped.stderr
+    with terminal(RunDir(fleet.run_dir), "up", "-c", str(fleet.conf), columns=200, env={"NO_COLOR": "1"}) as screen:
+        assert screen.ended() == Exit.OK
+        assert link in screen.text
 
 
 @pytest.mark.parametrize("name", NAMES)
