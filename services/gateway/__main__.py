@@ -27,5 +27,11 @@ def has_descriptors() -> None:
     can_connect()
 
 
+@service.check(every_s=5, timeout_s=1, fails_after=None)
+def can_be_told_to_block() -> None:
+    """Degraded while the disk takes no new blocks: those that it has are obeyed."""
+    gateway.can_be_told()
+
+
 if __name__ == "__main__":
     run(service)

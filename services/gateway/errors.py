@@ -35,8 +35,10 @@ class Refusal(Exception):
         next: str | None = None,
         service: str | None = None,
         instance: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(what)
+        self._retry_after_s = RETRY_AFTER_S if status == 503 else retry_after_s
         self.detail = ErrorDetail(
             status=status, what=what, value=value, limit=limit, next=next, service=service, instance=instance
         )
@@ -52,9 +54,9 @@ class Refusal(Exception):
             (b"content-length", b"%d" % len(self.body())),
             (b"cache-control", b"no-store"),
         ]
-        if self.detail.status == 503:
-            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-        if self.detail.status in (400, 408, 431):
+        if self._retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % self._retry_after_s))
+        if self.detail.status in (400, 403, 408, 431):
             headers.append((b"connection", b"close"))  # what is left of such a request is not looked at
         return headers
 

@@ -27,6 +27,12 @@ class GatewaySettings:
     """CDN_GATEWAY_CONNECT_S: to an instance, until 504"""
     answer_s: float = 60.0
     """CDN_GATEWAY_ANSWER_S: from the end of the request to the head of its answer, until 504"""
+    may_block_loopback: bool = False
+    """CDN_GATEWAY_BLOCK_LOOPBACK: whether a block of 127.0.0.0/8 or ::1 is obeyed"""
+    client_rate_per_s: float = 0.0
+    """CDN_GATEWAY_CLIENT_RATE: requests per second of one client; 0: as many as it likes"""
+    client_burst: float = 0.0
+    """CDN_GATEWAY_CLIENT_BURST: requests that it may send at once; twice the rate by default"""
     stall_s: float = 300.0
     """CDN_GATEWAY_STALL_S: the longest pause within a body, on either side; a stream of events must beat faster"""
     in_flight_max: int = 1024
@@ -42,12 +48,19 @@ def read_gateway_settings(environ: Mapping[str, str]) -> GatewaySettings:
             f"back by default and can be named there"
         )
     default = GatewaySettings()
+    rate_per_s = number(environ, "CDN_GATEWAY_CLIENT_RATE", default.client_rate_per_s, 0, 1_000_000)
+    told = environ.get("CDN_GATEWAY_BLOCK_LOOPBACK", "")
+    if told not in ("", "yes", "no"):
+        raise SettingError(f"cannot use CDN_GATEWAY_BLOCK_LOOPBACK={told}: it must be yes or no")
     return GatewaySettings(
         instance=environ.get("CDN_INSTANCE") or NAME,
         hidden=(GUARDED - exposed) | {NAME},
         body_max_bytes=int(number(environ, "CDN_GATEWAY_MAX_BODY_BYTES", default.body_max_bytes, 0, 1 << 50)),
         connect_s=number(environ, "CDN_GATEWAY_CONNECT_S", default.connect_s, 0.01, 60),
         answer_s=number(environ, "CDN_GATEWAY_ANSWER_S", default.answer_s, 0.01, 86400),
+        may_block_loopback=told == "yes",
+        client_rate_per_s=rate_per_s,
+        client_burst=number(environ, "CDN_GATEWAY_CLIENT_BURST", max(1.0, 2 * rate_per_s), 1, 10_000_000),
         in_flight_max=int(number(environ, "CDN_GATEWAY_IN_FLIGHT", default.in_flight_max, 1, 1_000_000)),
         stall_s=number(environ, "CDN_GATEWAY_STALL_S", default.stall_s, 0.1, 86400),
     )

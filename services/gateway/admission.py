@@ -1,0 +1,90 @@
+"""Who may ask at all: before a request is looked at, its client's address is. And whoever is blocked is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+from cdn_daemon.web import Scope
+from services.gateway.blocklist import Blocklist, parse_address
+from services.gateway.budget import Rates
+from services.gateway.errors import Refusal
+
+
+class Admission:
+    """The block-list and the rates, applied to clients. On the server's loop."""
+
+    def __init__(self, rules: Blocklist, rates: Rates | None) -> None:
+        self._rules = rules
+        self._rates = rates
+        self._inside: dict[asyncio.Task[object], str] = {}
+        self._cut: set[asyncio.Task[object]] = set()
+        self.blocked = 0
+        """Requests refused for their address."""
+        self.limited = 0
+        """Requests refused for their number."""
+        self.cut_off = 0
+        """Requests and WebSockets that were ended as their client was blocked meanwhile."""
+
+    def check(self, scope: Scope) -> str | None:
+        """The client's address, as the server has made it out; raises Refusal if it is blocked."""
+        client = scope.get("client")
+        if client is None:
+            return None
+        address: str = client[0]
+        if (rule := self._rules.refuses(address, time.monotonic())) is not None:
+            self.blocked += 1
+            raise Refusal(403, "cannot serve this address: it is blocked", value=address, limit=str(rule.network))
+        return address
+
+    def spend(self, address: str | None) -> None:
+        """Count a request against its client's rate; raises Refusal if that is used up."""
+        if self._rates is None or address is None:
+            return
+        wait_s = self._rates.wait_s(_who(address), time.monotonic())
+        if wait_s:
+            self.limited += 1
+            raise Refusal(
+                429,
+                "cannot take so many requests from one client",
+                value=address,
+                next=f"try again in {wait_s:.1f} s",
+                retry_after_s=math.ceil(wait_s),
+            )
+
+    @contextmanager
+    def inside(self, address: str | None) -> Iterator[None]:
+        """While the request is served it can be cut off, in which case this ends it without an error."""
+        task = asyncio.current_task()
+        if task is None or address is None:
+            yield
+            return
+        self._inside[task] = address
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task not in self._cut:
+                raise
+            task.uncancel()
+        finally:
+            del self._inside[task]
+            self._cut.discard(task)
+
+    def cut(self) -> None:
+        """End what is under way for clients that are blocked now."""
+        now_s = time.monotonic()
+        for task, address in self._inside.items():
+            if task not in self._cut and self._rules.refuses(address, now_s) is not None:
+                self._cut.add(task)
+                self.cut_off += 1
+                task.cancel("its client is blocked")
+
+
+def _who(address: str) -> str:
+    """One client: an IPv4 address, or the network that one customer of IPv6 has."""
+    parsed = parse_address(address)
+    return str(int(parsed) >> 64) if isinstance(parsed, IPv6Address) else address

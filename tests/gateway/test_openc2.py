@@ -1,0 +1,290 @@
+"""OpenC2 through a real gateway: what is denied is refused at once, stays so after SIGKILL, and ends when it should."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from services.gateway import openc2
+from services.gateway.blocklist import Blocklist, Rule, parse_network
+from services.gateway.blockstore import BlockStore, StoreError
+from tests.gateway.sockets import echoing_heads
+from tests.gateway.support import Fleet, Process, a_fleet
+from tests.support import short_dir, until
+
+PROXIED = {"FORWARDED_ALLOW_IPS": "127.0.0.1"}
+"""So a test can come from any address: the gateway believes what 127.0.0.1 says of its client."""
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """Behind a proxy, which is the test."""
+    with short_dir() as path, a_fleet(path, **PROXIED) as fleet:
+        yield fleet
+
+
+def token(fleet: Fleet) -> str:
+    """Of the gateway."""
+    return (fleet.run_dir.path / "gateway-primary.openc2.token").read_text().strip()
+
+
+def order(
+    fleet: Fleet, action: str, target: dict[str, Any], *headers: str, bearer: str | None = None, **command: Any
+) -> tuple[int, dict[str, Any]]:
+    """Status and body of the answer to a command; it comes from the address of a test net."""
+    body = json.dumps({"action": action, "target": target, **command}).encode()
+    sent = (f"Authorization: Bearer {bearer or token(fleet)}", f"Content-Length: {len(body)}", *headers)
+    answer = fleet.ask("POST", "/openc2", *sent, body=body)
+    return answer.status, json.loads(answer.body or b"{}")
+
+
+def ask(fleet: Fleet, client: str, path: str = "/x/") -> int:
+    """What a client with this address is answered."""
+    return fleet.ask("GET", path, f"X-Forwarded-For: {client}").status
+
+
+def test_the_token_is_private(fleet: Fleet) -> None:
+    """0600, and nothing is done without it, whatever the command."""
+    path = fleet.run_dir.path / "gateway-primary.openc2.token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    status, answer = order(fleet, "deny", {"ipv4_net": "198.51.100.1"}, bearer="x" * 43)
+    assert (status, answer["status"]) == (401, 401)
+    assert fleet.ask("POST", "/openc2", "Content-Length: 0").one("www-authenticate") == "Bearer"
+    assert fleet.ask("GET", "/openc2").status == 405
+    assert order(fleet, "query", {"ipv4_net": "198.51.100.1"})[0] == 404
+
+
+def test_deny_allow_delete(fleet: Fleet) -> None:
+    """403 with the reason for who is denied, and for nobody else; an allow within it; then all is as it was."""
+    with fleet.instance("x", echoing_heads):
+        fleet.routed("x")
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.0/24"}) == (200, {"status": 200, "status_text": "OK"})
+        refused = fleet.ask("GET", "/x/", "X-Forwarded-For: 198.51.100.7")
+        assert (refused.status, refused.one("connection")) == (403, "close")
+        assert (refused.error["value"], refused.error["limit"]) == ("198.51.100.7", "198.51.100.0/24")
+        assert ask(fleet, "198.51.100.7", "/nobody/") == 403, "before anything else is done"
+        assert ask(fleet, "198.51.101.7") == 200
+        assert order(fleet, "allow", {"ipv4_net": "198.51.100.7"})[0] == 200
+        assert ask(fleet, "198.51.100.7") == 200
+        _, answer = order(fleet, "query", {"ipv4_net": "198.51.100.7"})
+        rules = answer["results"]["x-cdn-gateway"]["rules"]
+        assert [(rule["network"], rule["action"]) for rule in rules] == [
+            ("198.51.100.0/24", "deny"),
+            ("198.51.100.7/32", "allow"),
+        ]
+        assert order(fleet, "delete", {"ipv4_net": "198.51.100.7"})[0] == 200
+        assert ask(fleet, "198.51.100.7") == 403
+        assert order(fleet, "delete", {"ipv4_net": "198.51.100.0/24"})[0] == 200
+        assert order(fleet, "delete", {"ipv4_net": "198.51.100.0/24"})[0] == 404
+        assert ask(fleet, "198.51.100.7") == 200
+        assert order(fleet, "deny", {"ipv6_net": "2001:db8:1::/48"})[0] == 200
+        assert (ask(fleet, "2001:db8:1::9"), ask(fleet, "2001:db8:2::9")) == (403, 200)
+        counted = 'gateway_openc2_commands_total{action="deny",status="200"}'
+        until(lambda: fleet.metrics().get(counted, 0) >= 2, what="commands are counted")
+        assert fleet.metrics()["gateway_blocked_total"] >= 4
+
+
+def test_what_a_client_says_of_itself_counts_only_from_the_proxy(fleet: Fleet) -> None:
+    """The proxy's word is the last in X-Forwarded-For; what stands before that is the client's."""
+    with fleet.instance("x", echoing_heads):
+        fleet.routed("x")
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.66"})[0] == 200
+        assert ask(fleet, "198.51.100.1, 198.51.100.66") == 403
+        assert ask(fleet, "198.51.100.66, 198.51.100.1") == 200
+    with short_dir() as path, a_fleet(path) as direct, direct.instance("x", echoing_heads):
+        direct.routed("x")
+        assert order(direct, "deny", {"ipv4_net": "198.51.100.66"})[0] == 200
+        assert ask(direct, "198.51.100.66") == 200, "nobody is believed who was not named"
+
+
+def test_a_duration_ends(fleet: Fleet) -> None:
+    """By itself."""
+    with fleet.instance("x", echoing_heads):
+        fleet.routed("x")
+        begun_s = time.monotonic()
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.9"}, args={"duration": 3000})[0] == 200
+        status = ask(fleet, "198.51.100.9")
+        assert status == 403 or time.monotonic() - begun_s > 3
+        until(lambda: ask(fleet, "198.51.100.9") == 200, what="it is over")
+        assert time.monotonic() - begun_s >= 3
+        later_ms = round((time.time() + 3600) * 1000)
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.9"}, args={"start_time": later_ms})[0] == 200
+        assert ask(fleet, "198.51.100.9") == 200
+
+
+def test_a_command_is_obeyed_once(fleet: Fleet) -> None:
+    """The same id again is answered as before, and nothing is done; for another command it is refused."""
+    net = {"ipv4_net": "198.51.100.20"}
+    first = order(fleet, "deny", net, command_id="once-1")
+    assert first[0] == 200
+    assert order(fleet, "delete", net)[0] == 200
+    assert order(fleet, "deny", net, command_id="once-1") == first
+    assert order(fleet, "query", net)[0] == 404
+    assert order(fleet, "allow", net, command_id="once-1")[0] == 400
+    request = "X-Request-ID: once-2"
+    assert order(fleet, "deny", net, request)[0] == 200
+    assert order(fleet, "delete", net, request)[0] == 400
+
+
+def test_responses_as_they_are_requested(fleet: Fleet) -> None:
+    """ack says 102 in a 200, none says nothing, and both have been done."""
+    for number, (wanted, status, answer) in enumerate(
+        (("ack", 200, {"status": 102, "status_text": "processing"}), ("none", 204, {}), ("status", 200, None)), start=30
+    ):
+        net = {"ipv4_net": f"198.51.100.{number}"}
+        got = order(fleet, "deny", net, args={"response_requested": wanted})
+        assert got[0] == status
+        assert answer is None or got[1] == answer
+        assert order(fleet, "query", net)[0] == 200
+
+
+def test_features(fleet: Fleet) -> None:
+    """What every consumer must be able to tell."""
+    status, answer = order(fleet, "query", {"features": ["versions", "profiles", "pairs"]})
+    assert (status, answer["results"]["versions"]) == (200, ["1.0"])
+    assert "slpf" in answer["results"]["profiles"]
+    assert "ipv4_net" in answer["results"]["pairs"]["deny"]
+    assert "results" not in order(fleet, "query", {"features": []})[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b'{"action": "deny"}', 400),
+        (b"[" * 10000, 400),
+        (b"\xff", 400),
+        (b'{"action": "dance", "target": {"ipv4_net": "1.2.3.4"}}', 400),
+        (b'{"action": "deny", "target": {}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4", "ipv6_net": "::2"}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4/8"}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": 16909060}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "127.0.0.1"}}', 400),
+        (b'{"action": "deny", "target": {"ipv6_net": "::1"}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"duration": 0}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"duration": "1"}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"stop_time": 1}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"response_requested": "x"}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"slpf": {}}}', 501),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "actuator": {"er": {}}}', 501),
+        (b'{"action": "deny", "target": {"domain_name": "x.example"}}', 501),
+        (b'{"action": "scan", "target": {"ipv4_net": "1.2.3.4"}}', 501),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "command_id": "a\\nb"}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "also": 1}', 400),
+    ],
+)
+def test_bad_commands(fleet: Fleet, command: bytes, status: int) -> None:
+    """Each is answered with a status and a reason, and changes nothing."""
+    head = (f"Authorization: Bearer {token(fleet)}", f"Content-Length: {len(command)}")
+    answer = fleet.ask("POST", "/openc2", *head, body=command)
+    said = json.loads(answer.body)
+    assert (answer.status, said["status"]) == (status, status)
+    assert said["status_text"].startswith("cannot ")
+    assert order(fleet, "query", {"ipv4_net": "1.2.3.4"})[0] == 404
+
+
+def dial(fleet: Fleet, client: str) -> ClientConnection:
+    """A WebSocket from there."""
+    headers = {"X-Forwarded-For": client}
+    ws: ClientConnection = connect(f"ws://127.0.0.1:{fleet.port}/echo/", proxy=None, additional_headers=headers)
+    return ws
+
+
+def test_websockets_are_refused_and_open_ones_are_cut(fleet: Fleet) -> None:
+    """Who is denied loses what it has open; others do not."""
+    with Process(fleet.run_dir.path, "tests.gateway.echo"):
+        fleet.routed("echo")
+        with dial(fleet, "198.51.100.40") as bad, dial(fleet, "198.51.100.41") as good:
+            for ws in (bad, good):
+                ws.send("hello")
+                assert ws.recv(timeout=30) == "hello"
+            assert order(fleet, "deny", {"ipv4_net": "198.51.100.40"})[0] == 200
+            with pytest.raises(ConnectionClosed):
+                bad.recv(timeout=30)
+            with pytest.raises(InvalidStatus) as refused:
+                dial(fleet, "198.51.100.40")
+            assert refused.value.response.status_code == 403
+            good.send("still")
+            assert good.recv(timeout=30) == "still"
+
+
+def test_sigkill_forgets_nothing_and_garbage_is_not_a_list() -> None:
+    """What was acknowledged is refused by the next process, without any bus; an unreadable list is not passed over."""
+    with short_dir() as path:
+        with a_fleet(path, **PROXIED) as fleet:
+            for number in range(20):
+                deny = order(fleet, "deny", {"ipv4_net": f"203.0.113.{number}"}, command_id=f"c-{number}")
+                assert deny[0] == 200
+            before = token(fleet)
+        with Process(path, "services.gateway", **PROXIED) as gateway:
+            alone = Fleet(fleet.run_dir, fleet.bus, gateway, gateway.port())
+            assert [ask(alone, f"203.0.113.{number}") for number in range(21)] == [403] * 20 + [404]
+            assert token(alone) == before
+            assert order(alone, "deny", {"ipv4_net": "203.0.113.3"}, command_id="c-3") == deny
+        database = path / "state" / "gateway-primary" / "blocks.db"
+        for left in database.parent.glob("blocks.db*"):
+            left.unlink()
+        database.write_bytes(b"no database" * 1000)
+        with Process(path, "services.gateway") as gateway:
+            assert gateway.wait() == 78
+            assert "cannot use the block-list in" in gateway.log()
+
+
+def test_a_disk_that_takes_nothing_frees_nobody() -> None:
+    """The rules on it are obeyed, a new one is refused with 500, and once it can be written it is."""
+    with short_dir() as path:
+        rules = Blocklist()
+        state = path / "state" / "gateway-primary"
+        store = BlockStore(state / "blocks.db", rules)
+        store.open()
+        denied = Rule(network=parse_network("203.0.113.1", 4), allow=False, starts_s=0.0)
+        store.once("one", b"", lambda: (b"", denied))
+        store.close()
+        (state / "blocks.db-shm").mkdir()  # as root, permissions stop nobody
+        store = BlockStore(state / "blocks.db", Blocklist())
+        store.open()
+        assert store.rules.refuses("203.0.113.1", time.monotonic())
+        with pytest.raises(StoreError, match="cannot write the block-list"):
+            store.once("two", b"", lambda: (b"", denied))
+        with pytest.raises(StoreError):
+            store.sweep()
+        (state / "blocks.db-shm").rmdir()
+        assert store.sweep() == 0
+        assert store.once("two", b"", lambda: (b"done", denied)) == b"done"
+        store.close()
+
+
+@given(st.binary(max_size=200) | st.recursive(st.none() | st.text(), lambda x: st.lists(x)).map(msgspec.json.encode))
+def test_any_body(body: bytes) -> None:
+    """None of these is a command, and each is told so."""
+    with pytest.raises(openc2.Failed) as failed:
+        openc2.carry_out(openc2.read(body, None), Blocklist(), now_s=0.0, now_ms=0.0)
+    assert failed.value.answer.status in (400, 404, 501)
+
+
+times = st.none() | st.integers(-5, 1 << 54)
+
+
+@given(times, times, times)
+def test_any_times(start: int | None, stop: int | None, duration: int | None) -> None:
+    """A period that ends after it begins and after now, as what was given says; or a reason."""
+    args = openc2.Args(start_time=start, stop_time=stop, duration=duration)
+    try:
+        begins, ends = openc2.period_ms(args, 1000.0)
+    except openc2.Failed:
+        return
+    assert begins < ends > 1000
+    assert stop is None or ends == stop
+    assert start is None or begins == start
+    assert duration is None or ends - begins == duration
