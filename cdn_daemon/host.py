@@ -71,6 +71,12 @@ def run(service: Service) -> NoReturn:
     except Orphaned as error:
         log.critical("%s", error)
         sys.exit(ExitCode.BUG)
+    except OSError as error:  # such as a full disk, whose log has no room to say so; it may pass, so it is no 78
+        where = f": {error.filename}" if error.filename else ""
+        text = f"cannot start {service.name}: {error.strerror or error}{where}"
+        log.critical("%s", text, exc_info=True)
+        notifier.send(STATUS=text, ERRNO=error.errno or ExitCode.BUG)
+        sys.exit(ExitCode.BUG)
     code = ExitCode.BUG
     try:
         code = host.run()

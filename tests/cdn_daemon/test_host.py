@@ -238,6 +238,17 @@ def test_it_says_why_it_ends(spawn: Spawn, env: dict[str, str], code: int, text:
     assert text in tiny.log()
 
 
+def test_it_says_what_the_system_refused(spawn: Spawn, run_dir: RunDir) -> None:
+    """In one line, which goes to the warden too: where the disk is full no log has it. It may pass, so it is no 78."""
+    run_dir.lock("tiny").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as warden:
+        warden.bind(str(run_dir.path / "notify.sock"))
+        warden.settimeout(30)
+        tiny = spawn(NOTIFY_SOCKET=str(run_dir.path / "notify.sock"))
+        assert tiny.wait() == 70
+        assert f"STATUS=cannot start tiny: Is a directory: {run_dir.lock('tiny')}" in warden.recv(4096).decode()
+
+
 def test_incarnations_count(spawn: Spawn, run_dir: RunDir) -> None:
     """Each start in a run directory has the next number; a damaged lock file starts anew."""
     for expected in (1, 2):
