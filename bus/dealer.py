@@ -13,7 +13,6 @@ import time
 from bus.codec import MAX_REPLY_BYTES
 
 _GREETING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x00\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-_GREETED = 12  # signature and version; the mechanism follows
 _READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
 _LONG, _COMMAND = 0x02, 0x04
 _READ_BYTES = 65536
