@@ -98,6 +98,8 @@ def test_the_table(fleet: Fleet) -> None:
     done = fleet.cdnctl("status")
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "3 running"
+    # What a service uses is in its status a moment after its health.
+    until(lambda: all(each["rss_bytes"] for each in services_of(fleet.cdnctl("status", "--json")).values()))
     for name, service in services_of(fleet.cdnctl("status", "--json")).items():
         assert (service["state"], service["health"], service["phase"]) == ("RUNNING", "healthy", "serving"), name
         assert service["pid"] == psutil.Process(service["pid"]).pid
