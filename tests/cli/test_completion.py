@@ -39,7 +39,7 @@ def completed(run_dir: RunDir, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["cdnctl", "res"], ["restart", "reset-failed"]),
+        (["cdnctl", "res"], ["restart", "reset-failed", "resume"]),
         (["cdnctl", "sho"], ["show"]),
         (["cdnctl", "restart", ""], ["atlas", "web", "web-2", "db"]),
         (["cdnctl", "restart", "web"], ["web", "web-2"]),

@@ -215,7 +215,7 @@ def test_it_lets_go_while_it_is_stopped(run_dir: RunDir) -> None:
         screen.process.send_signal(signal.SIGTSTP)
         until(lambda: state(screen.process.pid) == "T", what="it is stopped")
         assert modes(screen.master) == before
-        assert screen.text.rindex(BACK) > screen.text.rindex(ALTERNATE)
+        until(lambda: screen.text.rfind(BACK) > screen.text.rfind(ALTERNATE), what="the screen as it was before")
         screen.process.send_signal(signal.SIGCONT)
         until(lambda: screen.text.rindex(ALTERNATE) > screen.text.rindex(BACK), what="it goes on")
         until(lambda: "q quit" in screen.text[screen.text.rindex(ALTERNATE) :], what="a frame")

@@ -41,7 +41,9 @@ def test_a_program_that_never_gets_ready_is_judged_failed(run_dir: Path) -> None
         row = atlas.row("never", "FATAL")
         said, _, where = row.reason.removesuffix(")").rpartition(" (")
         assert said == expected
-        assert (run_dir.parent / where).read_text().count("not ready within") == 2  # the end, and the verdict
+        report = run_dir.parent / where
+        until(report.exists, what="the post-mortem, which is written after what is urgent")
+        assert report.read_text().count("not ready within") == 2  # the end, and the verdict
         assert f"): {run_dir.parent / where}\n" in fleet.log()
 
 

@@ -160,7 +160,8 @@ def test_one_that_ignores_sigterm_is_killed_after_its_grace(run_dir: Path, atlas
         fleet.ctl("stop", "deaf")
         row = atlas.row("deaf", "STOPPED")
         assert row.wait_status == signal.SIGKILL
-        assert postmortems.read(run_dir / "postmortems", "deaf")[-1].ordered_by == "an operator"
+        (report,) = until(lambda: postmortems.read(run_dir / "postmortems", "deaf"), what="its post-mortem")
+        assert report.ordered_by == "an operator"
 
 
 def test_every_incarnation_has_a_post_mortem_and_they_are_bounded(run_dir: Path) -> None:
