@@ -222,7 +222,7 @@ class Ledger:
             numbers["gateway_upstreams_ejected"] += account.standing.is_out(now_s)
             numbers[f'gateway_upstream_requests_total{{upstream="{name}"}}'] = account.requests
             numbers[f'gateway_upstream_in_flight{{upstream="{name}"}}'] = account.in_flight
-            numbers[f'gateway_upstream_ejected{{upstream="{name}"}}'] = account.standing.is_out(now_s)
+            numbers[f'gateway_upstream_ejected{{upstream="{name}"}}'] = float(account.standing.is_out(now_s))
             if account.ewma.value_s is not None:
                 numbers[f'gateway_upstream_latency_ewma_seconds{{upstream="{name}"}}'] = account.ewma.value_s
             for kind, count in failures.items():

@@ -185,8 +185,8 @@ class RoutingOptimizer(OodaLoop[Observation, Picture, Weigh]):
                 if account is None:
                     continue
                 now = self._totals[-1][target.instance].since(earlier.get(target.instance, _Totals()))
-                if not now.good + now.bad:
-                    continue
+                if min(now.good, now.bad) < 0 or not now.good + now.bad:
+                    continue  # no traffic, or an account that was begun anew
                 services.setdefault(service, {})[target.instance] = Seen(
                     good=now.good,
                     bad=now.bad,
