@@ -570,6 +570,8 @@ def why_not_scalable(process: Process) -> str:
         return f"its group {group.config.name} has {len(group.processes)} processes: set its numprocs"
     if group.config.name != process.config.name:
         return f"it is a process of the group {group.config.name}: only a program by itself can be scaled"
+    if "services.atlas" in process.config.command.split():
+        return "there is one ATLAS in a run directory: the second would not start, or keep the first from it"
     return ""
 
 

@@ -179,6 +179,12 @@ def test_one_removed_before_it_was_ever_started_leaves_nothing_behind(run_dir: P
         ),
         ("taken", 2, "cannot scale taken to 2: there is another program taken-2"),
         ("web-2", 2, "cannot scale web-2 to 2: it is an instance of web: scale that"),
+        (
+            "atlas",
+            2,
+            "cannot scale atlas to 2: there is one ATLAS in a run directory: "
+            "the second would not start, or keep the first from it",
+        ),
         ("nobody", 2, "supervisord has no process nobody"),
     ],
 )
@@ -191,7 +197,9 @@ def test_what_cannot_be_scaled_is_refused(fleet: FakeAtlas, name: str, instances
 def fleet(run_dir: Path, atlas: FakeAtlas) -> Iterator[FakeAtlas]:
     sleep = {"command": "sleep 1000"}
     many = {**sleep, "numprocs": "2", "process_name": "%(program_name)s_%(process_num)d"}
-    supervisord = Supervisord(run_dir, {"web": sleep, "many": many, "member": sleep, "taken": sleep, "taken-2": sleep})
+    programs = {"web": sleep, "many": many, "member": sleep, "taken": sleep, "taken-2": sleep}
+    programs["atlas"] = {"command": "python -m services.atlas", "autostart": "false"}
+    supervisord = Supervisord(run_dir, programs)
     with supervisord.conf.open("a") as conf:
         conf.write("[group:team]\nprograms=member\n")
     with supervisord:
