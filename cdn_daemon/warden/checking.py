@@ -61,7 +61,7 @@ def _refused(conf: Path, configs: dict[str, Any], defaults: dict[str, str], expa
         return [str(error)]
     for name, process in configs.items():
         try:
-            told = settings.settings_of(name, process.command, own.get(process.name, {}), defaults)
+            told = settings.settings_of(name, process.command, own.get(process.name, {}), defaults, process.uid)
         except settings.SettingsError as error:
             problems.append(str(error))
         else:

@@ -9,7 +9,8 @@ key                default  meaning
 ``type``           auto     ``notify``: it sends READY=1, and is STARTING until then. ``simple``: it does not,
                             and is treated as stock supervisord does. ``auto``: notify if its command is one
                             of this project's (``python -m services.…``, ``cdn-run``), else simple until it has
-                            sent READY=1 for the first time, and notify from its next start on
+                            sent READY=1 for the first time, and notify from its next start on. With another
+                            user= always simple: the run directory, and its notify socket in it, are private
 ``depends_on``              programs that must be ready before this one is started, separated by commas
 ``ready_s``        30       how long a program of type notify may take to READY=1
 ``watchdog_s``     auto     silence (no WATCHDOG=1) after which it is judged, in seconds; 0: never. It is told so
@@ -64,8 +65,10 @@ class Settings(Struct, frozen=True):
 KEYS = ("type", "depends_on", "ready_s", "watchdog_s", "restart_budget")
 
 
-def settings_of(name: str, command: str, own: Mapping[str, str], default: Mapping[str, str]) -> Settings:
-    """The settings of one program: its own keys before the defaults of ``[rpcinterface:cdn]``.
+def settings_of(
+    name: str, command: str, own: Mapping[str, str], default: Mapping[str, str], uid: int | None = None
+) -> Settings:
+    """The settings of one program: its own keys before the defaults of ``[rpcinterface:cdn]``; uid is its ``user=``.
 
     Raises SettingsError.
     """
@@ -74,6 +77,13 @@ def settings_of(name: str, command: str, own: Mapping[str, str], default: Mappin
     kind = told.get("type", "auto").strip()
     if kind not in ("auto", "notify", "simple"):
         raise SettingsError(f"cannot use type={kind} of {where}: it must be notify, simple or auto")
+    if uid not in (None, os.geteuid()):
+        if own.get("type", "").strip() == "notify":
+            raise SettingsError(
+                f"cannot use type=notify of {where} with its user=: the run directory is private, so it cannot reach "
+                f"its notify socket; leave user= out, or use type=simple"
+            )
+        kind = "simple"
     budget = _number(where, "restart_budget", told.get("restart_budget", "5"), at_least=1)
     if budget != int(budget):
         raise SettingsError(f"cannot use restart_budget={budget} of {where}: it must be a whole number")

@@ -103,7 +103,8 @@ class Table:
 
     def _settings(self, process: Process, told: Mapping[str, Mapping[str, str]]) -> Settings:
         own = told.get(process.config.name, {})
-        return settings_of(reach.full_name(process), process.config.command, own, self._defaults)
+        config = process.config
+        return settings_of(reach.full_name(process), config.command, own, self._defaults, config.uid)
 
     def _put(self, process: Process, settings: Settings) -> Program:
         name = reach.full_name(process)

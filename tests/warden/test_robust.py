@@ -249,6 +249,11 @@ def test_settings_have_their_defaults_by_the_command() -> None:
     assert settings_of("x", "sleep 1", {"watchdog_s": "0"}, {}).watchdog_s == 0.0
     assert settings_of("x", "sleep 1", {}, {"type": "notify", "watchdog_s": "5"}).watchdog_s == 5.0
     assert settings_of("x", "sleep 1", {"ready_s": "7"}, {"ready_s": "5"}).ready_s == 7.0
+    nobodys = settings_of("x", "python -m services.atlas", {}, {}, uid=65534)
+    assert (nobodys.notifies, nobodys.learns, nobodys.watchdog_s) == (False, False, 0.0)
+    assert settings_of("x", "sleep 1", {"type": "notify"}, {}, uid=os.geteuid()).notifies
+    with pytest.raises(SettingsError, match="with its user="):
+        settings_of("x", "sleep 1", {"type": "notify"}, {}, uid=65534)
     with pytest.raises(SettingsError, match="known are"):
         check_defaults({"silence": "1"})
 
