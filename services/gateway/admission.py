@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 
@@ -30,15 +30,22 @@ class Admission:
         self.cut_off = 0
         """Requests and WebSockets that were ended as their client was blocked meanwhile."""
 
+    def refusal(self, address: str) -> Refusal | None:
+        """What the address is told if it is blocked now."""
+        rule = self._rules.refuses(address, time.monotonic())
+        if rule is None:
+            return None
+        return Refusal(403, "cannot serve this address: it is blocked", value=address, limit=str(rule.network))
+
     def check(self, scope: Scope) -> str | None:
         """The client's address, as the server has made it out; raises Refusal if it is blocked."""
         client = scope.get("client")
         if client is None:
             return None
         address: str = client[0]
-        if (rule := self._rules.refuses(address, time.monotonic())) is not None:
+        if (refusal := self.refusal(address)) is not None:
             self.blocked += 1
-            raise Refusal(403, "cannot serve this address: it is blocked", value=address, limit=str(rule.network))
+            raise refusal
         return address
 
     def spend(self, address: str | None) -> None:
@@ -57,8 +64,8 @@ class Admission:
             )
 
     @contextmanager
-    def inside(self, address: str | None) -> Iterator[None]:
-        """While the request is served it can be cut off, in which case this ends it without an error."""
+    def inside(self, address: str | None, has_begun: Callable[[], bool]) -> Iterator[None]:
+        """While the request is served it can be cut off: it ends where it is, or with Refusal before the answer."""
         task = asyncio.current_task()
         if task is None or address is None:
             yield
@@ -70,15 +77,16 @@ class Admission:
             if task not in self._cut:
                 raise
             task.uncancel()
+            if not has_begun() and (refusal := self.refusal(address)) is not None:
+                raise refusal from None
         finally:
             del self._inside[task]
             self._cut.discard(task)
 
     def cut(self) -> None:
         """End what is under way for clients that are blocked now."""
-        now_s = time.monotonic()
         for task, address in self._inside.items():
-            if task not in self._cut and self._rules.refuses(address, now_s) is not None:
+            if task not in self._cut and self.refusal(address) is not None:
                 self._cut.add(task)
                 self.cut_off += 1
                 task.cancel("its client is blocked")

@@ -7,7 +7,8 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from bus.endpoints import RunDir
 from bus.messages import OodaMode
@@ -69,11 +70,18 @@ class Gateway:
                 return
             self._admission.spend(client)
             table = self._feed.table
-            with self._admission.inside(client):
+            has_begun = False
+
+            async def answer(message: MutableMapping[str, Any]) -> None:
+                nonlocal has_begun
+                has_begun = True
+                await send(message)
+
+            with self._admission.inside(client, lambda: has_begun):
                 if scope["type"] == "http":
-                    await self._proxy.forward(table, scope, receive, send)
+                    await self._proxy.forward(table, scope, receive, answer)
                 else:
-                    await self._tunnel.forward(table, scope, receive, send)
+                    await self._tunnel.forward(table, scope, receive, answer)
         except Refusal as refusal:
             self._refused += 1
             kind = "http.response" if scope["type"] == "http" else "websocket.http.response"

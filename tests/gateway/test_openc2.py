@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from services.gateway import openc2
 from services.gateway.blocklist import Blocklist, Rule, parse_network
 from services.gateway.blockstore import BlockStore, StoreError
-from tests.gateway.sockets import echoing_heads
+from tests.gateway.sockets import Peer, echoing_heads
 from tests.gateway.support import Fleet, Process, a_fleet
 from tests.support import short_dir, until
 
@@ -217,6 +218,30 @@ def test_websockets_are_refused_and_open_ones_are_cut(fleet: Fleet) -> None:
             assert refused.value.response.status_code == 403
             good.send("still")
             assert good.recv(timeout=30) == "still"
+
+
+def test_requests_under_way_are_cut(fleet: Fleet) -> None:
+    """One that waits for its answer gets 403 instead; one that is being answered gets no more of it."""
+    begun = threading.Semaphore(0)
+
+    def script(peer: Peer) -> None:
+        head = peer.head()
+        if b"/begun" in head:
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfirst")
+        begun.release()
+        peer.closed()
+
+    with fleet.instance("cuts", script), fleet.connect() as waits, fleet.connect() as reads:
+        for client, path, address in ((waits, "waits", 50), (reads, "begun", 51)):
+            head = f"GET /cuts/{path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.{address}\r\n\r\n"
+            client.send(head.encode())
+            assert begun.acquire(timeout=30)
+        while b"first" not in reads.pending:
+            assert reads.more()
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.50/31"})[0] == 200
+        assert waits.answer().status == 403
+        assert reads.rest().endswith(b"first")
+    until(lambda: fleet.metrics()["gateway_cut_off_total"] >= 2, what="both are counted")
 
 
 def test_sigkill_forgets_nothing_and_garbage_is_not_a_list() -> None:
