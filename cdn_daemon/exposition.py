@@ -64,8 +64,9 @@ def framework_metrics(status: DaemonStatus) -> list[str]:
     for name, band in bands(status.limits).items() if status.limits is not None else ():
         levels = (("soft", band.soft), ("hard", band.hard))
         of_each = [(f'{who[:-1]},level="{level}"}}', value) for level, value in levels]
+        unit = re.sub("_s$", "_seconds", name)  # Prometheus spells units out
         lines.extend(
-            family(f"cdn_limit_{name}", "gauge", f"Limit of {name} over the process and its children.", of_each)
+            family(f"cdn_limit_{unit}", "gauge", f"Limit of {name} over the process and its children.", of_each)
         )
     return lines
 

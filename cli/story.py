@@ -13,6 +13,7 @@ from cli.selection import is_well
 _CONFIGURATION_ERROR = 78  # EX_CONFIG, sysexits.h
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
 _STOPPED = "stopped by a signal"
+_NOT_READY = "not ready within"
 """The warden's words, cdn_daemon/warden/judge.py."""
 _SIGNALLED_S = 5.0
 """Between a signal and the end that it is held to have caused."""
@@ -52,7 +53,7 @@ def _headline(name: str, view: ServiceView | None, screen: Screen) -> str:
         since = f"pid {view.pid}, up {duration(view.uptime_s)}"
         parts.append(f"#{view.incarnation}, {since}" if view.incarnation is not None else since)
     if view.restarts:
-        parts.append(f"{view.restarts} restarts")
+        parts.append("1 restart" if view.restarts == 1 else f"{view.restarts} restarts")
     if not view.enabled:
         parts.append("disabled")
     if view.maintenance:
@@ -130,7 +131,7 @@ def _block(key: str, text: str, most: int | None, screen: Screen, *, newest: boo
         return []
     shown = lines if most is None else lines[-most:] if newest else lines[:most]
     more = len(lines) - len(shown)
-    left = f", {more} lines more with --full" if more else ""
+    left = f", {more} {'line' if more == 1 else 'lines'} more with --full" if more else ""
     return [f"  {paint(f'{key}{left}', 'dim', screen)}", *(f"    {clean(line)}" for line in shown)]
 
 
@@ -150,7 +151,7 @@ def _about_the_present(name: str, view: ServiceView | None) -> Iterator[str]:
     if not view.enabled:
         yield f"it is kept down on purpose; when it may run again: cdnctl enable {name}"
     elif view.state is ProcessState.FATAL:
-        yield f"it was given up after too many failures: mend the cause below, then: cdnctl start {name}"
+        yield f"it was given up after too many failures: mend the cause, then: cdnctl start {name}"
     elif view.state is ProcessState.BACKOFF:
         yield "it is started again by itself, at the time that its reason names; sooner: cdnctl restart " + name
     elif view.state in (ProcessState.STOPPED, ProcessState.EXITED):
@@ -174,11 +175,16 @@ def _about_the_end(name: str, view: ServiceView | None, life: IncarnationView | 
         return
     if life.limit:
         dimension = life.limit.split()[0]
+        if life.guilty:  # known of a blocked loop only
+            yield f"its event loop was blocked by {life.guilty}: have that in a thread (asyncio.to_thread)"
         yield f"see how it grew: cdnctl history {name} --metric {dimension}"
         yield f"if it needs that much: cdnctl limits {name} --set {dimension}.hard=…, and in its own declaration"
     elif _STOPPED in life.verdict:
         yield "somebody stopped it with a signal, such as SIGSTOP, and did not let it go on"
         yield f"where that has to be: cdnctl maintenance {name} --on --for 1h"
+    elif life.verdict.startswith(_NOT_READY):
+        yield f"it did not say READY=1 in time; what it waited for may be in its log: cdnctl logs {name} -n 100"
+        yield f"if it needs longer: ready_s= in [program:{name}] of supervisord.conf"
     elif life.verdict:
         where = f" in {life.guilty}" if life.guilty else ""
         yield f"it hung{where}: that call has to end sooner, or be declared with long_call(seconds)"
