@@ -168,8 +168,12 @@ def _owned(path: Path) -> Owned | None:
 
 
 def _files(path: Path) -> Iterator[Owned]:
-    """Files and directories below, so many at most. A socket's mode is that of its directory, which is private."""
+    """Files and directories below, so many at most. A socket's mode is that of its directory, which is private.
+
+    A .gitignore is the repository's, and no secret: a clone has it readable.
+    """
     walked = ((Path(at), name) for at, below, files in os.walk(path) for name in (*below, *files))
+    walked = ((at, name) for at, name in walked if name != ".gitignore")
     for at, name in itertools.islice(walked, _FILES_MOST):
         try:
             found = (at / name).lstat()

@@ -355,7 +355,10 @@ def ports(wanted: Mapping[str, int], listening: Mapping[int, Listener], ours: Co
         if listener is None or listener.pid in ours:
             continue
         who = f"pid {listener.pid} ({listener.command})" if listener.pid else "another user's process"
-        mend = f'end that, or give it another: environment=CDN_PORT="0" in [program:{name}], then cdnctl start {name}'
+        mend = (
+            f"end that, then cdnctl start {name}; or give it another port: "
+            f'environment=CDN_PORT="0" in [program:{name}], then supervisorctl -c supervisord.conf update'
+        )
         found.append(problem("ports", f"port {port} of {name} is taken", who, mend))
     return found
 

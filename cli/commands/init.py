@@ -77,8 +77,8 @@ command=python hello.py
 directory=%(here)s
 ; it says READY=1 when it serves: until then it is STARTING. A program that says nothing: type=simple
 type=notify
-; it is started when these are ready
-depends_on=atlas
+; it is started when these are ready; not ATLAS, which no service has to wait for
+; depends_on=my-database
 ; another port than the one in hello.py, or 0 for one that is free
 ; environment=CDN_PORT="0"
 autorestart=unexpected

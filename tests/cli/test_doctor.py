@@ -308,6 +308,7 @@ def test_a_port_that_is_taken(home: Path) -> None:
         port = taken.getsockname()[1]
         found = doctor(home, CDN_PORT=str(port))
     assert f"port {port} of atlas is taken: pid {os.getpid()} (" in found["ports"]
+    assert "supervisorctl -c supervisord.conf update" in found["ports"]  # a start alone reads no configuration
     assert "ports" not in doctor(home, CDN_PORT=str(free_port()))
 
 
@@ -326,6 +327,8 @@ def test_a_fleet_that_is_broken(home: Path) -> None:
         subprocess.run(command, shell=True, check=True, capture_output=True, env=env, cwd=home)
 
     operator("up")
+    (run / ".gitignore").write_text("*\n")
+    (run / ".gitignore").chmod(0o644)  # as git clones it
     well(home)
     supervisord = int((run / "supervisord.pid").read_text())
 
