@@ -59,12 +59,6 @@ HEALTH_COLOURS = {
     HealthStatus.UNHEALTHY: "red",
     HealthStatus.UNKNOWN: "dim",
 }
-OUTCOME_COLOURS = {
-    OutcomeKind.DONE: "green",
-    OutcomeKind.FAILED: "red",
-    OutcomeKind.REJECTED: "red",
-    OutcomeKind.UNKNOWN: "yellow",
-}
 PAST = {
     Verb.START: "started",
     Verb.STOP: "stopped",

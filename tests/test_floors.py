@@ -80,13 +80,10 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "home"),
-    [("zmq", ("bus/",)), ("psutil", ("cdn_daemon/vitals.py", "cdn_daemon/backstops.py", "cdn_daemon/warden/"))],
+    [("zmq", ("bus/",)), ("psutil", ("cdn_daemon/backstops.py",))],
 )
 def test_a_library_has_one_home(module: str, home: tuple[str, ...]) -> None:
-    """ZeroMQ is imported by the bus alone, psutil by the vitals, the backstops and the warden alone.
-
-    The vitals read what a process uses, the backstops set what it may use: nothing else of a daemon needs it.
-    """
+    """ZeroMQ is imported by the bus alone, psutil by the backstops alone: what a process uses is read from /proc."""
     for path in files("bus", "cdn_daemon", "cli"):
         if module in (name.split(".")[0] for name in imports(path)):
             assert str(path.relative_to(ROOT)).startswith(home), f"{path} imports {module}"
