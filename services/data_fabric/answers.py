@@ -7,11 +7,10 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from starlette.requests import Request
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric.api import RowsAnswer, SqlRequest
 from services.data_fabric.encode import Format, head, json_rows, lines
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.ingest import storable
 from services.data_fabric.limits import Limits
 from services.data_fabric.plans import Params, quoted
@@ -53,20 +52,6 @@ def _params(params: list[Any] | dict[str, Any], limits: Limits) -> Params:
         except ValueError as error:
             raise RefusedError(400, f"cannot bind parameter {name}: {error}") from error
     return {str(name): value for name, value in bound.items()} if isinstance(params, dict) else list(bound.values())
-
-
-def whole_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
-    """A number of the request's query string; raises RefusedError."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        number = int(text)
-    except ValueError:
-        number = None
-    if number is None or not low <= number <= high:
-        raise RefusedError(400, f"cannot use this {name}", value=text, limit=f"a whole number, {low} to {high}")
-    return number
 
 
 def json_batch(batch: Batch) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import apsw
 
-from services.data_fabric.errors import RefusedError
+from cdn_daemon.api import RefusedError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The device, the user's quota, or the limit of a file's size (RLIMIT_FSIZE)."""

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
-from services.data_fabric.errors import RefusedError
+from cdn_daemon.api import RefusedError
 from services.data_fabric.infer import Value
 
 _JSON = msgspec.json.Encoder()

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric.breath import breathe
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.infer import EXACT_IN_FLOAT, INT64, Kind, Value, convert, json_type, kind_of, sql_type, widen
 from services.data_fabric.limits import Limits
 

@@ -11,8 +11,8 @@ from contextlib import closing
 
 import apsw
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric import plans
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.reader import Batch, CancelledError, Query, Reader
 from services.data_fabric.sql_text import shape
 from services.data_fabric.store import Store

@@ -18,10 +18,10 @@ from urllib.parse import quote
 import apsw
 from msgspec import Struct
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric import disk
 from services.data_fabric.breath import breathe
 from services.data_fabric.catalogue import Catalogue
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.infer import Value
 from services.data_fabric.limits import Limits
 from services.data_fabric.plans import Params, quoted

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
+from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, chunks, read_json, whole_number
 from services.data_fabric import answers, disk
 from services.data_fabric.api import (
     AttachRequest,
@@ -32,7 +32,6 @@ from services.data_fabric.api import (
 )
 from services.data_fabric.catalogue import Source
 from services.data_fabric.encode import MEDIA_TYPES, Format, choose
-from services.data_fabric.errors import ErrorAnswer, Reason, RefusedError
 from services.data_fabric.limits import Limits
 from services.data_fabric.pool import Pool
 from services.data_fabric.reader import CancelledError
@@ -67,7 +66,7 @@ class Fabric:
 
     async def sql(self, request: Request) -> Response:
         """``POST /sql``."""
-        asked = await self._body(request, SqlRequest, self.limits.sql_body_bytes)
+        asked = await read_json(request, SqlRequest, self.limits.sql_body_bytes, self.limits.body_s)
         form = choose(request.query_params.get("format"), request.headers.get("accept"))
         query = answers.query(asked, form, self.limits)
         if form is Format.JSON:
@@ -75,24 +74,26 @@ class Fabric:
                 await self.pool.run(query, answers.json_batch, answers.json_join(query, self.limits)),
                 media_type=MEDIA_TYPES[form],
             )
-        chunks = self.pool.stream(query, answers.stream_batch(form, explicit=asked.limit is not None, limit=query.rows))
-        first = await anext(chunks)  # what is wrong with the statement shows before the status line is sent
+        batches = self.pool.stream(
+            query, answers.stream_batch(form, explicit=asked.limit is not None, limit=query.rows)
+        )
+        first = await anext(batches)  # what is wrong with the statement shows before the status line is sent
 
         async def all_chunks() -> AsyncIterator[bytes]:
             try:
                 yield first
-                async for chunk in chunks:
+                async for chunk in batches:
                     yield chunk
             finally:
-                await chunks.aclose()
+                await batches.aclose()
 
         return BreakableStream(all_chunks(), media_type=MEDIA_TYPES[form], headers={"cdn-row-limit": str(query.rows)})
 
     async def rows(self, request: Request) -> Response:
         """``GET /tables/NAME/rows``: a page, in order of insertion."""
         form = choose(request.query_params.get("format"), request.headers.get("accept"))
-        limit = answers.whole_number(request, "limit", default=100, low=1, high=self.limits.page_rows_max)
-        after = answers.whole_number(request, "after", default=0, low=-(2**63), high=2**63 - 1)
+        limit = whole_number(request, "limit", default=100, low=1, high=self.limits.page_rows_max)
+        after = whole_number(request, "after", default=0, low=-(2**63), high=2**63 - 1)
         name = request.path_params["name"]
         page = answers.Page(self.store, name, form, limit, after)
         body = await self.pool.run(page.query, page.encode, page.join)
@@ -101,7 +102,7 @@ class Fabric:
 
     async def insert(self, request: Request) -> Response:
         """``POST /tables/NAME/rows``: answered when the rows are on disk."""
-        asked = await self._body(request, InsertRequest, self.limits.insert_bytes)
+        asked = await read_json(request, InsertRequest, self.limits.insert_bytes, self.limits.body_s)
         if len(asked.rows) > self.limits.insert_rows:
             raise RefusedError(
                 413,
@@ -117,17 +118,17 @@ class Fabric:
         else:
             written = self.store.insert(name, asked.rows)
         last = await asyncio.wrap_future(written)
-        return _json(InsertAnswer(table=name, inserted=len(asked.rows), last_rowid=last), 201)
+        return answer(InsertAnswer(table=name, inserted=len(asked.rows), last_rowid=last), 201)
 
     # -- sources --------------------------------------------------------------------------------------
 
     async def sources(self, request: Request) -> Response:
         """``GET /sources``."""
-        return _json(SourcesAnswer(sources=tuple(map(_source, self.store.catalogue.sources.values()))))
+        return answer(SourcesAnswer(sources=tuple(map(_source, self.store.catalogue.sources.values()))))
 
     async def source(self, request: Request) -> Response:
         """``GET /sources/NAME``."""
-        return _json(await self._described(self.store.source(request.path_params["name"])))
+        return answer(await self._described(self.store.source(request.path_params["name"])))
 
     async def add(self, request: Request) -> Response:
         """``POST /sources/NAME`` makes a source; ``PUT`` replaces one, if there is one."""
@@ -137,7 +138,7 @@ class Fabric:
             request.headers.get("content-type", "").partition(";")[0].strip().lower(), ""
         )
         if kind == "sqlite":
-            asked = await self._body(request, AttachRequest, self.limits.sql_body_bytes)
+            asked = await read_json(request, AttachRequest, self.limits.sql_body_bytes, self.limits.body_s)
             made = await asyncio.to_thread(self.store.attach, name, asked.path, replace=replace)
         elif kind in {"csv", "ndjson"}:
             self.store.check_free(name, replace)  # before the body is read
@@ -150,7 +151,7 @@ class Fabric:
                 limit=", ".join(KINDS),
                 next="set Content-Type, or ?kind=csv, ndjson or sqlite",
             )
-        return _json(await self._described(made), 201)
+        return answer(await self._described(made), 201)
 
     async def drop(self, request: Request) -> Response:
         """``DELETE /sources/NAME``."""
@@ -168,7 +169,7 @@ class Fabric:
             try:
                 with open(handle, "wb", buffering=0) as file:
                     waiting = bytearray()
-                    async for chunk in _chunks(request, self.limits.upload_bytes, self.limits.upload_s):
+                    async for chunk in chunks(request, self.limits.upload_bytes, self.limits.upload_s):
                         waiting += chunk
                         if len(waiting) >= SPOOL_BYTES:
                             await asyncio.to_thread(_write_all, file, waiting)
@@ -197,12 +198,6 @@ class Fabric:
             for name, kind, columns in await asyncio.to_thread(self.store.describe, source.name)
         )
         return msgspec.structs.replace(_source(source), tables=tables)
-
-    async def _body(self, request: Request, type: type[Body], limit: int) -> Body:
-        body = b"".join([chunk async for chunk in _chunks(request, limit, self.limits.body_s)])
-        if len(body) <= INLINE_BYTES:
-            return _decode(body, type)
-        return await asyncio.to_thread(_decode, body, type)
 
     def metrics(self) -> dict[str, float]:
         """What the service measures, for its status and for Prometheus."""
@@ -244,12 +239,12 @@ def make_app(
         return [Route(path, current(endpoint), methods=[method.upper()]) for method, endpoint in methods.items()]
 
     def current(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
+        async def reply(request: Request) -> Response:
             if fabric.store.is_behind():
                 await asyncio.to_thread(fabric.store.catch_up)
             return await endpoint(request)
 
-        return answer
+        return reply
 
     app = Starlette(
         lifespan=opened,
@@ -259,7 +254,7 @@ def make_app(
             *route("/sources/{name}", get=fabric.source, post=fabric.add, put=fabric.add, delete=fabric.drop),
             *route("/tables/{name}/rows", get=fabric.rows, post=fabric.insert),
         ],
-        exception_handlers={RefusedError: _refused, HTTPException: _http, ClientDisconnect: _gone, Exception: _bug},
+        exception_handlers=EXCEPTION_HANDLERS,
     )
     app.state.fabric = fabric
     app.state.store = fabric.store
@@ -284,30 +279,6 @@ class BreakableStream(StreamingResponse):
 # -- pieces -----------------------------------------------------------------------------------------------
 
 
-async def _chunks(request: Request, limit: int, within_s: float) -> AsyncIterator[bytes]:
-    """The request's body, as long as it is within its limits; raises RefusedError."""
-    too_large = RefusedError(413, "cannot take so large a body", limit=f"{limit} bytes", next="send it in parts")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    size = 0
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + within_s
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise RefusedError(408, "cannot wait longer for the body", limit=f"{within_s:g} s") from error
-        if chunk is None:
-            return
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        yield chunk
-
-
 def _write_all(file: FileIO, content: bytearray) -> None:
     """An unbuffered file takes what there is room for, and says so only by a number."""
     rest = memoryview(content)
@@ -315,52 +286,5 @@ def _write_all(file: FileIO, content: bytearray) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _decode(body: bytes, type: type[Body]) -> Body:
-    try:
-        return msgspec.json.decode(body, type=type)
-    except RecursionError as error:
-        raise RefusedError(400, "cannot read the JSON: it is nested too deeply") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        shown = body[:100].decode(errors="replace")
-        raise RefusedError(400, f"cannot read the JSON: {error}", value=shown) from error
-
-
-def _json(answer: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(answer), status, media_type=MEDIA_TYPES[Format.JSON])
-
-
 def _source(source: Source) -> SourceAnswer:
     return SourceAnswer(name=source.name, kind=source.kind, path=source.path, created_s=source.created_s)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    response = _json(ErrorAnswer(error=error.reason), error.reason.status)
-    if error.reason.status == 503:
-        response.headers["retry-after"] = "1"
-    return response
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = {404: "cannot find this path", 405: "cannot do this with this path"}.get(error.status_code, error.detail)
-    answer = Reason(status=error.status_code, what=what, value=f"{request.method} {request.url.path}"[:200])
-    return Response(
-        msgspec.json.encode(ErrorAnswer(error=answer)),
-        error.status_code,
-        headers=dict(error.headers or {}),
-        media_type=MEDIA_TYPES[Format.JSON],
-    )
-
-
-async def _bug(request: Request, _: Exception) -> Response:
-    """What nobody foresaw; it is in the log."""
-    reason = Reason(
-        status=500, what="cannot answer: a fault of the service", value=f"{request.method} {request.url.path}"
-    )
-    return _json(ErrorAnswer(error=reason), 500)
-
-
-async def _gone(_: Request, error: Exception) -> Response:
-    """The client went away in the middle of its request; nobody reads this."""
-    return Response(status_code=400)

@@ -17,11 +17,11 @@ from typing import Any
 
 import apsw
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric import catalogue as catalogues
 from services.data_fabric import ingest
 from services.data_fabric.candidates import IndexSpec
 from services.data_fabric.catalogue import Catalogue, Source
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.ingest import Column, Table
 from services.data_fabric.limits import Limits
 from services.data_fabric.plans import columns_sql, quoted

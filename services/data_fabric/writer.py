@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import apsw
 from msgspec import Struct
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric import disk
-from services.data_fabric.errors import RefusedError
 
 T = TypeVar("T")
 GROUP = 64

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import os
-import re
 import secrets
 import time
 from collections import Counter
@@ -15,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from cdn_daemon.tokens import is_bearer, token_in
 from cdn_daemon.web import Receive, Scope, Send
 from services.gateway import openc2
 from services.gateway.blocklist import Network, Rule
@@ -27,31 +25,6 @@ PATHS = frozenset({b"/openc2", b"/.well-known/openc2"})
 """The second is that of OpenC2's specification for HTTPS."""
 BODY_S = 10.0
 _CONTENT_TYPE = b"application/openc2-rsp+json;version=1.0"
-_TOKEN = re.compile(r"[\x21-\x7e]{16,256}")
-
-
-class TokenError(Exception):
-    """There is a file, and it holds no token that may be trusted; the text says what to do."""
-
-
-def token_in(path: Path) -> bytes:
-    """The token that the file holds, a new one if there is no file; raises TokenError."""
-    try:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            if path.stat().st_mode & 0o077:
-                raise TokenError(f"cannot use the token in {path}: others may read it; chmod 600 it") from None
-            token = path.read_text().strip()
-        else:
-            token = secrets.token_urlsafe(32)
-            with open(descriptor, "w") as file:
-                file.write(token + "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenError(f"cannot use the token in {path}: {error}") from error
-    if not _TOKEN.fullmatch(token):
-        raise TokenError(f"cannot use the token in {path}: it must be 16 to 256 characters; delete it for a new one")
-    return token.encode()
 
 
 class Consumer:
@@ -75,8 +48,7 @@ class Consumer:
             raise Refusal(405, "cannot take a command by this method", value=scope.get("method"), limit="POST")
         headers = dict(scope["headers"])
         client = scope["client"][0] if scope.get("client") else "?"
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+        if not is_bearer(headers.get(b"authorization", b""), self._token):
             text = "cannot obey without the token of this gateway: Authorization: Bearer …"
             self._note(client, "", openc2.Answer(status=401, status_text=text))
             await _respond(send, 401, text_of(401, text), [(b"www-authenticate", b"Bearer")])

@@ -13,13 +13,14 @@ from typing import Any
 from bus.endpoints import RunDir
 from bus.messages import OodaMode
 from cdn_daemon.service import ConfigurationError
+from cdn_daemon.tokens import TokenError
 from cdn_daemon.web import Receive, Scope, Send
 from services.gateway.admission import Admission
 from services.gateway.balance import Balance, Ledger
 from services.gateway.blocklist import Blocklist
 from services.gateway.blockstore import BlockStore, StoreError
 from services.gateway.budget import Rates
-from services.gateway.consumer import PATHS, Consumer, TokenError
+from services.gateway.consumer import PATHS, Consumer
 from services.gateway.errors import Refusal
 from services.gateway.feed import Feed
 from services.gateway.ooda import RoutingOptimizer

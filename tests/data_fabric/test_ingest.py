@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdn_daemon.api import RefusedError
 from services.data_fabric import ingest
-from services.data_fabric.errors import RefusedError
 from services.data_fabric.limits import Limits
 from tests.data_fabric.support import as_csv
 
