@@ -133,6 +133,8 @@ class Program(Struct):
     """supervisord has it no more."""
     stopping_since_s: float = 0.0
     stopped_by: str = ""
+    forgotten_by: str = ""
+    """Who had its failures forgotten after it was given up; nobody has stopped it then."""
     held_since_s: float | None = None
     """Since when an operator's start waits for what it depends on: STARTING without a process."""
     orphan: str = ""
@@ -196,6 +198,8 @@ class Program(Struct):
                 return f"stopping, by {self.stopped_by}" if self.stopped_by else "stopping"
             case ProcessState.STOPPED if self.disabled:
                 return self.disabled
+            case ProcessState.STOPPED if self.forgotten_by:
+                return f"had been given up, and is not started again yet; its failures are forgotten, by {self.forgotten_by}"
             case ProcessState.STOPPED if self.starts:
                 return f"stopped by {self.stopped_by}" if self.stopped_by else "stopped"
             case ProcessState.STOPPED:

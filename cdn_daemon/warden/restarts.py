@@ -152,7 +152,7 @@ class Restarts:
         program.due_s = None
         program.held_since_s = None
         program.stock = False
-        program.stopped_by = ""
+        program.stopped_by = program.forgotten_by = ""
         program.history = policy.started(program.history, now_s, program.settings.limits)
         program.now = Incarnation(pid=process.pid or None, spawned_s=now_s, was_pid=process.pid or None)
         if not process.pid:

@@ -139,6 +139,7 @@ class Steward:
         program = self._known(name)
         program.history = policy.History()
         if program.state is ProcessState.FATAL:
+            program.forgotten_by = by
             self._put_down(program, by)
         self._logger.info(f"failures of '{name}' are forgotten, by {by}")
         self._touched()

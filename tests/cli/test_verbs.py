@@ -253,7 +253,10 @@ def test_what_was_given_up_is_forgotten(shared: Supervisord) -> None:
     until(lambda: service(shared, "three")["state"] == "FATAL", within_s=60)
     assert cdnctl(shared.run_dir, "is-failed", "three").returncode == Exit.OK
     assert cdnctl(shared.run_dir, "reset-failed", "three").returncode == Exit.OK
-    assert service(shared, "three")["state"] == "STOPPED"
+    three = service(shared, "three")
+    assert three["state"] == "STOPPED"
+    assert "its failures are forgotten, by " in three["reason"]
+    assert "stopped by" not in three["reason"]
 
 
 def test_rolling_without_atlas(shared: Supervisord) -> None:
