@@ -66,6 +66,10 @@ class Process(NamedTuple):
     """None where there is no warden to count them."""
     enabled: bool = True
     maintenance: bool = False
+    exit_code: int | None = None
+    """Of the process that ended last; None if a signal ended it, or none has ended."""
+    needs: tuple[str, ...] = ()
+    """The instances that have to be ready before it is started, as far as the warden says."""
 
 
 class Program(NamedTuple):
@@ -226,6 +230,7 @@ def _process(found: dict[str, Any]) -> Process:
         uptime_s=max(0.0, float(found["now"] - found["start"])) if pid else None,
         reason=_reason(state, found),
         log=Path(found["stdout_logfile"]) if found["stdout_logfile"] else None,
+        exit_code=int(found["exitstatus"]) if found["stop"] and found["exitstatus"] >= 0 else None,
     )
 
 
@@ -233,7 +238,8 @@ def _explained(process: Process, row: ProcessRow | None) -> Process:
     """With the warden's reason, which knows the service's last words, if it speaks of the same state."""
     if row is None:
         return process
-    process = process._replace(enabled=row.enabled, maintenance=row.maintenance)
+    needs = tuple(name.rpartition(":")[2] for name in row.depends_on)
+    process = process._replace(enabled=row.enabled, maintenance=row.maintenance, needs=needs)
     if (row.state, row.pid) != (process.state, process.pid):
         return process
     return process._replace(reason=row.reason or process.reason, restarts=row.restarts)

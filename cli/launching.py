@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -183,6 +183,33 @@ def configuration_of(pid: int) -> Path | None:
         return conf.origin_of(path.read_text()) or path
     except (OSError, ValueError, IndexError):
         return None
+
+
+def told_otherwise(pid: int) -> list[str]:
+    """How the CDN_* variables that this supervisord was started with are other than those set now.
+
+    Nothing if that cannot be seen.
+    """
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    then = _passed_on(dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs if pair))
+    now = _passed_on(os.environ)
+    return [
+        f"{name}{f'={then[name]}' if name in then else ' unset'} ({f'now {now[name]}' if name in now else 'now unset'})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """What reaches every service, less what names this fleet."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("CDN_") and name not in ("CDN_RUN_DIR", "CDN_CONFIG")
+    }
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 SHOWN_AFTER_S = 0.3
 _FRAME_S = 0.08
+_TOLD_EVERY_S = 5.0
+"""Into a log, which somebody may read while it is written."""
+_NAMED = 3
+"""Of those that are waited for, in a line."""
 
 
 class Mark(StrEnum):
@@ -44,7 +48,7 @@ _SPINNER = ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\")
 class Progress:
     """Lines of name, text and time, each marked; a context manager.
 
-    ``lines`` prints a plain line at each change where stderr is no terminal.
+    Where stderr is no terminal, ``lines`` prints the title, and now and then what is still waited for.
     """
 
     def __init__(self, title: str, names: Iterable[str] = (), *, lines: bool = False) -> None:
@@ -56,7 +60,7 @@ class Progress:
         self._glyph_set = 0 if (sys.stderr.encoding or "").lower().startswith("utf") else 1
         self._lines = lines and not self._terminal
         self._began_s = time.monotonic()
-        self._drawn_s = 0.0
+        self._drawn_s = self._told_s = self._began_s
         self._live: Live | None = None
         self._at_term: object = None
         for name in names:
@@ -79,13 +83,14 @@ class Progress:
             return
         took_s = None if mark is Mark.WAITING else time.monotonic() - self._began_s
         self._rows[name] = (mark, text, took_s)
-        if self._lines and text:
-            after = "" if took_s is None else f" after {took_s:.1f} s"
-            click.echo(f"  {clean(name)}: {clean(text)}{after}", err=True)
 
     def tick(self) -> None:
         """Draw the next frame, if it is time."""
         now_s = time.monotonic()
+        if self._lines and now_s - self._told_s >= _TOLD_EVERY_S:
+            self._told_s = now_s
+            if left := waited_for({name: row[1] for name, row in self._rows.items() if row[0] is Mark.WAITING}):
+                click.echo(f"  after {now_s - self._began_s:.0f} s {left}", err=True)
         if not self._terminal or now_s - self._began_s < SHOWN_AFTER_S or now_s - self._drawn_s < _FRAME_S:
             return
         self._drawn_s = now_s
@@ -140,6 +145,14 @@ def fold(names: Sequence[str], marks: Mapping[str, Mark], room: int) -> tuple[li
     kept = set(sorted(names, key=lambda name: order.index(marks[name]))[:room])
     others = Counter(marks[name] for name in names if name not in kept)
     return [name for name in names if name in kept], "and " + ", ".join(f"{others[mark]} {mark}" for mark in others)
+
+
+def waited_for(texts: Mapping[str, str]) -> str:
+    """What is still waited for, in a line: name → what it says; empty if nothing is. Pure."""
+    named = [f"{clean(name)} ({clean(text)})" if text else clean(name) for name, text in list(texts.items())[:_NAMED]]
+    if len(texts) > _NAMED:
+        named.append(f"{len(texts) - _NAMED} more")
+    return f"still waiting for {', '.join(named)}" if named else ""
 
 
 def _end(number: int, frame: FrameType | None) -> None:

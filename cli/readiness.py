@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -49,3 +50,26 @@ def judge(view: ServiceView, *, for_s: float) -> Verdict:
             return Verdict(Standing.WAITING, view.reason or "backing off")
         case _:
             return Verdict(Standing.WAITING, f"{view.state.lower()}{why}")
+
+
+def stuck(verdicts: Mapping[str, Verdict], needs: Mapping[str, Collection[str]]) -> dict[str, Verdict]:
+    """Those that wait, however indirectly, for what has failed; told with the root of it.
+
+    ``needs`` has what each of those without a process waits for.
+    """
+    ways: dict[str, tuple[str, ...]] = {
+        name: () for name, verdict in verdicts.items() if verdict.standing is Standing.FAILED
+    }
+    failed = set(ways)
+    while fresh := {
+        name: (each, *ways[each])
+        for name, wanted in needs.items()
+        for each in wanted
+        if name not in ways and each in ways
+    }:
+        ways |= fresh
+    return {
+        name: Verdict(Standing.FAILED, f"not started: it needs {', which needs '.join(way)}: {verdicts[way[-1]].text}")
+        for name, way in ways.items()
+        if name not in failed
+    }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from bus.endpoints import RunDir, host_name
-from bus.messages import ServiceView
+from bus.messages import ProcessState, ServiceView
 from cli.atlas import AtlasSilent, Refused, ask_fleet
-from cli.fallback import Supervisord, SupervisordSilent, as_view, instance_of
+from cli.fallback import Process, Supervisord, SupervisordSilent, as_view, instance_of
 from cli.progress import Mark, Progress
-from cli.readiness import Standing, Verdict, judge
+from cli.readiness import Standing, Verdict, judge, stuck
 from cli.selection import ATLAS
 
 _LOOK_S = 0.1
@@ -31,10 +31,10 @@ class Rise:
         """The fleet as it was seen last."""
         self.verdicts: dict[str, Verdict] = {}
         self.logs: dict[str, Path | None] = {}
-        """Where supervisord puts what each of them writes."""
+        """Where supervisord puts what each of them writes, of those that have been started."""
 
     def wait(self, timeout_s: float, show: Progress) -> None:
-        """Look until nothing is to be waited for or the time is over; then ``verdicts`` is what there is to say.
+        """Look until none can become ready any more or the time is over; then ``verdicts`` is what there is to say.
 
         Raises NoSupervisord if supervisord ends meanwhile, SupervisordSilent if it was silent to the end.
         """
@@ -57,21 +57,34 @@ class Rise:
     def look(self, now_s: float) -> None:
         """Ask, and judge every wanted program."""
         processes = {instance_of(process): process for process in self._supervisord.processes()}
-        self.logs = {name: process.log for name, process in processes.items()}
         by_supervisord = {name: as_view(process, host_name()) for name, process in processes.items()}
         by_atlas = self._ask_atlas() if ATLAS in self._wanted else {}
         self.services = tuple({**by_supervisord, **by_atlas}[name] for name in sorted(by_supervisord | by_atlas))
-        atlas_failed = ATLAS in by_supervisord and self._judge(by_supervisord[ATLAS], now_s).standing is Standing.FAILED
+        lost = self._lost(processes, by_supervisord, now_s)
+        self.logs = {name: process.log for name, process in processes.items() if not _waits_unstarted(process)}
         for name in self._wanted:
             view = by_atlas.get(name) or by_supervisord.get(name)
             if view is None:
                 self.verdicts[name] = Verdict(Standing.FAILED, "supervisord does not have it")
                 continue
-            verdict = self._judge(view, now_s)
-            unheard = name not in by_atlas and ATLAS in self._wanted and not atlas_failed
+            verdict = lost.get(name) or self._judge(view, now_s)
+            unheard = name not in by_atlas and ATLAS in self._wanted and ATLAS not in lost
             if unheard and verdict.standing is Standing.READY:
                 verdict = Verdict(Standing.WAITING, "ATLAS does not answer yet")
             self.verdicts[name] = verdict
+
+    def _lost(
+        self, processes: Mapping[str, Process], views: Mapping[str, ServiceView], now_s: float
+    ) -> dict[str, Verdict]:
+        """Those that will not become ready, unless somebody does something."""
+        verdicts = {name: self._judge(view, now_s) for name, view in views.items()}
+        for name in verdicts.keys() - set(self._wanted):
+            if processes[name].state is ProcessState.STOPPED:
+                why = "STOPPED, and not started by itself" if processes[name].enabled else views[name].reason
+                verdicts[name] = Verdict(Standing.FAILED, why)
+        failed = {name: verdict for name, verdict in verdicts.items() if verdict.standing is Standing.FAILED}
+        needs = {name: process.needs for name, process in processes.items() if _waits_unstarted(process)}
+        return {**failed, **stuck(verdicts, needs)}
 
     def _ask_atlas(self) -> dict[str, ServiceView]:
         try:
@@ -85,3 +98,10 @@ class Rise:
         if known is None or known[0] != key:
             known = self._since[view.instance] = (key, now_s)
         return judge(view, for_s=now_s - known[1])
+
+
+def _waits_unstarted(process: Process) -> bool:
+    """Whether it has no process since what it needs is not ready."""
+    return (
+        bool(process.needs) and process.pid is None and process.state in (ProcessState.STOPPED, ProcessState.STARTING)
+    )

@@ -149,7 +149,7 @@ def wait(
                 if left and kill_at_s is not None and now_s > kill_at_s:
                     kill_at_s = None
                     for name, fd in left.items():
-                        show.show(name, f"has not ended within {_GRACE_S:.0f} s: killing it")
+                        say(f"{name} has not ended within {_GRACE_S:.0f} s: killing it")
                         _tell(name, fd, signal.SIGKILL)
                 if left:
                     select.select(list(left.values()), [], [], _LOOK_S)

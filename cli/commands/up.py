@@ -14,7 +14,7 @@ from cli.answers import addresses, services
 from cli.context import output_options, run_dir_of, say, stdout_screen, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
-from cli.launching import Plan, end_of_log, last_lines, launch, made_ready, plan, running
+from cli.launching import Plan, end_of_log, last_lines, launch, made_ready, plan, running, told_otherwise
 from cli.progress import Progress
 from cli.readiness import Standing
 from cli.rendering import Output, clean
@@ -100,19 +100,29 @@ def _begin(planned: Plan) -> tuple[list[str], str]:
     instances = {}
     stopped = []
     for process in supervisord.processes():
-        if process.name in wanted:
-            instances[process.name] = instance_of(process)
-            if process.state in DOWN:
-                stopped.append(process.name)
+        if process.name not in wanted:
+            continue
+        if not process.enabled:
+            say(f"{instance_of(process)} stays down: {process.reason}")
+            continue
+        instances[process.name] = instance_of(process)
+        if process.state in DOWN:
+            stopped.append(process.name)
     names = list(instances.values())
+    many = "1 program" if len(names) == 1 else f"{len(names)} programs"
     if pid is None:
-        return names, f"starting {len(names)} programs in {planned.run_dir.path}"
+        return names, f"starting {many} in {planned.run_dir.path}"
+    if differences := told_otherwise(pid):
+        say(
+            f"what runs was started with {', '.join(differences)}: that stays so; "
+            "to start it with what is set now: cdnctl down, then cdnctl up"
+        )
     for name in stopped:
         if refusal := tell(supervisord, Verb.START, name):
             say(f"cannot start {name}: {refusal}")
     started = f"; starting {', '.join(instances[name] for name in stopped)}" if stopped else ""
     say(f"already running in {planned.run_dir.path}, supervisord pid {pid}{started}")
-    return names, f"waiting for {len(names)} programs in {planned.run_dir.path}"
+    return names, f"waiting for {many} in {planned.run_dir.path}"
 
 
 def _explain(rise: Rise, timeout_s: float) -> Exit:

@@ -26,7 +26,8 @@ from cli.durations import Duration
 from cli.exits import Exit
 from cli.fallback import Process, merged
 from cli.orders import fulfilled
-from cli.readiness import SETTLE_S, Standing, judge
+from cli.progress import waited_for
+from cli.readiness import SETTLE_S, Standing, Verdict, judge, stuck
 from cli.selection import exit_of, exit_of_outcomes, is_unsupervised, is_well, select
 from cli.supervised import SETTLE_S as ENDED_FOR_S
 from cli.supervised import Pursuit, Stage, advance
@@ -129,6 +130,54 @@ LONG = SETTLE_S + 0.1
 def test_who_is_ready(service: ServiceView, for_s: float, standing: Standing) -> None:
     """Ready when it says so; an end is final only if nobody starts it again; FATAL is final at once."""
     assert judge(service, for_s=for_s).standing is standing
+
+
+BAD, SLOW, FINE = (
+    Verdict(Standing.FAILED, "FATAL: no"),
+    Verdict(Standing.WAITING, "starting"),
+    Verdict(Standing.READY, "ready"),
+)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "needs", "told"),
+    [
+        ({"db": FINE, "web": SLOW}, {"web": ["db"]}, {}),
+        ({"db": SLOW, "web": SLOW}, {"web": ["db"]}, {}),
+        ({"db": BAD, "web": SLOW}, {}, {}),
+        ({"db": BAD, "web": SLOW}, {"web": ["db"]}, {"web": "not started: it needs db: FATAL: no"}),
+        ({"a": FINE, "db": BAD, "web": SLOW}, {"web": ["a", "db"]}, {"web": "not started: it needs db: FATAL: no"}),
+        ({"db": BAD, "web": BAD}, {"web": ["db"]}, {}),
+        (
+            {"db": BAD, "web": SLOW, "front": SLOW},
+            {"front": ["web"], "web": ["db"]},
+            {
+                "web": "not started: it needs db: FATAL: no",
+                "front": "not started: it needs web, which needs db: FATAL: no",
+            },
+        ),
+        ({"a": SLOW, "b": SLOW}, {"a": ["b"], "b": ["a"]}, {}),
+    ],
+)
+def test_what_waits_for_what_has_failed(
+    verdicts: dict[str, Verdict], needs: dict[str, list[str]], told: dict[str, str]
+) -> None:
+    """Has failed, too, and names the root; what waits for what is only slow goes on waiting."""
+    assert stuck(verdicts, needs) == {name: Verdict(Standing.FAILED, text) for name, text in told.items()}
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        ({}, ""),
+        ({"a": ""}, "still waiting for a"),
+        ({"a": "starting", "b": "x\x1b"}, "still waiting for a (starting), b (x\\x1b)"),
+        (dict.fromkeys("abcde", ""), "still waiting for a, b, c, 2 more"),
+    ],
+)
+def test_what_a_log_is_told_of_the_wait(texts: dict[str, str], line: str) -> None:
+    """A line, however many there are."""
+    assert waited_for(texts) == line
 
 
 S = ProcessState

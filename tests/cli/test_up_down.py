@@ -66,7 +66,7 @@ def test_up_and_down(home: Path) -> None:
     first = up(home)
     assert first.returncode == Exit.OK, first.stderr
     assert first.stdout.splitlines()[-1] == "2 running"
-    assert "one: running after" in first.stderr  # plain lines, where there is no terminal
+    assert first.stderr == f"starting 2 programs in {home / 'run'}\n"  # no more, where there is no terminal
     pid = supervisord_pid(home / "run")
     children = psutil.Process(pid).children()
     assert (home / "run").stat().st_mode & 0o777 == 0o700
@@ -106,6 +106,70 @@ def test_up_tells_why_one_is_not_ready(home: Path) -> None:
     assert done.stdout.splitlines()[-1] == "2 running, 1 exited"
 
 
+WARDEN = "[rpcinterface:cdn]\nsupervisor.rpcinterface_factory=cdn_daemon.warden:make_rpcinterface\n"
+NEEDS = """
+[program:wrong]
+command=sh -c 'exit 78'
+type=notify
+startsecs=0
+exitcodes=0,78
+[program:web]
+command=sleep 1000
+startsecs=0
+depends_on=wrong
+[program:front]
+command=sleep 1000
+startsecs=0
+depends_on=web
+[program:manual]
+command=sleep 1000
+autostart=false
+[program:report]
+command=sleep 1000
+startsecs=0
+depends_on=manual
+"""
+
+
+def test_up_does_not_wait_for_what_cannot_become_ready(home: Path) -> None:
+    """What needs something that has failed for good, or that nobody starts, is told at once with the root of it."""
+    write_conf(home, {"one": "sleep 1000"}, extra=WARDEN + NEEDS)
+    done = up(home)
+    assert done.returncode == Exit.FAILED
+    why = "wrong: EXITED: configuration error (78)"
+    assert f"cdnctl: {why.replace(':', ' is not ready:', 1)}\n" in done.stderr
+    assert f"cdnctl: web is not ready: not started: it needs {why}\n" in done.stderr
+    assert f"cdnctl: front is not ready: not started: it needs web, which needs {why}\n" in done.stderr
+    assert "it needs manual: STOPPED, and not started by itself" in done.stderr
+    assert " within " not in done.stderr  # nothing was waited for in vain
+    assert done.stdout.splitlines()[-1] == "1 running, 4 stopped, 1 exited"
+
+
+def test_up_leaves_down_what_is_disabled(home: Path) -> None:
+    """And says so; it is not waited for."""
+    write_conf(home, PLAIN, extra=WARDEN)
+    assert up(home).returncode == Exit.OK
+    assert cdnctl(home, "disable", "two", cwd=home, env=NO_RUN_DIR).returncode == Exit.OK
+    again = up(home)
+    assert again.returncode == Exit.OK, again.stderr
+    assert "two stays down: disabled by an operator at" in again.stderr
+    assert "starting" not in again.stderr
+    assert again.stdout.splitlines()[-1] == "1 running, 1 stopped"
+
+
+def test_up_tells_that_other_variables_have_no_effect(home: Path) -> None:
+    """What supervisord was started with stays; whoever runs up with the same is told nothing."""
+    write_conf(home, PLAIN)
+    then: dict[str, str | None] = {"CDN_PORT": "0", "CDN_HOST": "127.0.0.1"}
+    assert up(home, env=then).returncode == Exit.OK
+    assert "was started with" not in up(home, env=then).stderr
+    other = up(home, env={"CDN_PORT": "18999", "CDN_OODA": "off"})
+    assert other.returncode == Exit.OK
+    differing = "CDN_HOST=127.0.0.1 (now unset), CDN_OODA unset (now off), CDN_PORT=0 (now 18999)"
+    assert f"what runs was started with {differing}: that stays so" in other.stderr
+    assert "cdnctl down, then cdnctl up" in other.stderr
+
+
 def test_up_does_not_wait_for_ever(home: Path) -> None:
     """What is not ready in time is told as such."""
     write_conf(home, {"slow": "sleep 1000"}, extra="")
@@ -124,7 +188,7 @@ def test_interrupting_up_leaves_the_fleet(home: Path) -> None:
     env = {key: value for key, value in environment(home).items() if key != "CDN_RUN_DIR"}
     with subprocess.Popen([str(CDNCTL), "up"], cwd=home, env=env, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stderr is not None
-        until(lambda: "slow: starting" in str(waiting.stderr and waiting.stderr.readline()))
+        until(lambda: "starting 1 program in" in str(waiting.stderr and waiting.stderr.readline()))
         waiting.send_signal(signal.SIGINT)
         said = waiting.stderr.read()
     assert waiting.returncode == Exit.INTERRUPTED
@@ -344,7 +408,7 @@ def test_down_waits_for_an_up_that_has_begun(home: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
             said = waiting.stderr.read()
     assert waiting.returncode == Exit.OK, said
-    assert "supervisord: gone" in said
+    assert "cdnctl: down: " in said
     assert is_gone(pid)
 
 
