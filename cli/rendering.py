@@ -186,6 +186,17 @@ def wrapped(text: str, width: int) -> list[str]:
     return [*lines, line]
 
 
+def indented(line: str, width: int) -> list[str]:
+    """The line in at most ``width`` columns, further ones four columns deeper than it begins."""
+    text = line.lstrip(" ")
+    at = min(len(line) - len(text), width // 2)
+    if at + columns(text) <= width:
+        return [" " * at + text]
+    deeper = min(at + 4, width // 2)
+    first, *rest = wrapped(text, width - deeper)
+    return [" " * at + first, *(" " * deeper + part for part in rest)]
+
+
 def _fitting(word: str, width: int) -> str:
     """The longest beginning of at most ``width`` columns, and at least one character."""
     end = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +12,21 @@ from cli.answers import HEALTH_COLOURS, STATE_COLOURS, command_text
 from cli.rendering import ABSENT, Screen, clean, cpu, duration, local_time, paint, quantity, size, spark
 from cli.selection import is_well
 
-_CONFIGURATION_ERROR = 78  # EX_CONFIG, sysexits.h
+_CONFIGURATION_ERROR = os.EX_CONFIG
+_SYSEXITS = {
+    os.EX_USAGE: "EX_USAGE, wrong arguments",
+    os.EX_DATAERR: "EX_DATAERR, wrong input",
+    os.EX_NOINPUT: "EX_NOINPUT, an input that is missing",
+    os.EX_UNAVAILABLE: "EX_UNAVAILABLE, a service that is missing",
+    os.EX_SOFTWARE: "EX_SOFTWARE, an error in the program itself",
+    os.EX_OSERR: "EX_OSERR, an error of the operating system",
+    os.EX_CANTCREAT: "EX_CANTCREAT, an output that cannot be made",
+    os.EX_IOERR: "EX_IOERR, an input or output error",
+    os.EX_TEMPFAIL: "EX_TEMPFAIL, try again",
+    os.EX_NOPERM: "EX_NOPERM, no permission",
+    os.EX_CONFIG: "EX_CONFIG, a configuration error",
+}
+"""sysexits.h"""
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
 _STOPPED = "stopped by a signal"
 _NOT_READY = "not ready within"
@@ -86,7 +102,7 @@ def _end(life: IncarnationView, now_s: float, screen: Screen, full: bool) -> lis
     line("spared", life.spared)
     line("ordered", f"by {life.ordered_by}" if life.ordered_by else "by nobody")
     line("said last", life.last_status)
-    line("errno", str(life.errno) if life.errno is not None else "")
+    line("error", _error(life))
     line("how often", _often(life))
     line("follows", life.follows)
     for command in life.commands[-3:]:
@@ -98,6 +114,22 @@ def _end(life: IncarnationView, now_s: float, screen: Screen, full: bool) -> lis
     lines += _block("stacks", life.stacks, None if full else _STACK_LINES, screen, newest=False)
     lines += _block("log", life.log_tail, None if full else _LOG_LINES, screen, newest=True)
     return lines
+
+
+def _error(life: IncarnationView) -> str:
+    """What it gave as ERRNO=, in words. Ours give the code that they end with; sd_notify(3) means errno(3)."""
+    if life.errno is None:
+        return ""
+    if life.errno in _SYSEXITS and life.errno == _exit_code(life):
+        return f"{life.errno}: {_SYSEXITS[life.errno]}"
+    name = errno.errorcode.get(life.errno)
+    return f"{life.errno}: {os.strerror(life.errno)} ({name})" if name else f"{life.errno}, which is no errno"
+
+
+def _exit_code(life: IncarnationView) -> int | None:
+    """Of an end by itself; None after a signal, or if nobody knows."""
+    status = life.wait_status
+    return None if status is None or status & 0x7F else status >> 8
 
 
 def _often(life: IncarnationView) -> str:
@@ -137,14 +169,14 @@ def _block(key: str, text: str, most: int | None, screen: Screen, *, newest: boo
 
 def advice(name: str, view: ServiceView | None, life: IncarnationView | None) -> list[str]:
     """The next steps that the evidence suggests, the most pressing first; commands are to be typed as they stand."""
-    return list(dict.fromkeys([*_about_the_present(name, view), *_about_the_end(name, view, life)])) or [
+    return list(dict.fromkeys([*_about_the_present(name, view, life), *_about_the_end(name, view, life)])) or [
         "nothing: it runs and is well"
         if view is not None and is_well(view)
         else f"see what it wrote: cdnctl logs {name} -n 100"
     ]
 
 
-def _about_the_present(name: str, view: ServiceView | None) -> Iterator[str]:
+def _about_the_present(name: str, view: ServiceView | None, life: IncarnationView | None) -> Iterator[str]:
     if view is None:
         yield "start the fleet: cdnctl up"
         return
@@ -154,6 +186,8 @@ def _about_the_present(name: str, view: ServiceView | None) -> Iterator[str]:
         yield f"it was given up after too many failures: mend the cause, then: cdnctl start {name}"
     elif view.state is ProcessState.BACKOFF:
         yield "it is started again by itself, at the time that its reason names; sooner: cdnctl restart " + name
+    elif view.state is ProcessState.EXITED and life is not None and _exit_code(life) == _CONFIGURATION_ERROR:
+        pass  # to start it as it is would help nobody
     elif view.state in (ProcessState.STOPPED, ProcessState.EXITED):
         yield f"it is down and stays down; start it: cdnctl start {name}"
     elif view.state is ProcessState.RUNNING and view.health in (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED):
@@ -166,12 +200,13 @@ def _about_the_end(name: str, view: ServiceView | None, life: IncarnationView | 
     if life is None:
         return
     status = life.wait_status
-    code = None if status is None or status & 0x7F else status >> 8
     if life.ordered_by:
         yield f"its last end was ordered by {life.ordered_by}: nothing is to be mended"
         return
-    if code == _CONFIGURATION_ERROR:
-        yield f"its configuration is wrong: mend what the end of its log says, then: cdnctl start {name}"
+    if _exit_code(life) == _CONFIGURATION_ERROR:
+        wrong = clean(life.last_status) or f"the end of its log says how: cdnctl logs {name}"
+        yield f"its configuration is wrong: {wrong}"
+        yield f"mend it in [program:{name}] of supervisord.conf, or in what it reads; then: cdnctl start {name}"
         return
     if life.limit:
         dimension = life.limit.split()[0]

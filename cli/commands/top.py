@@ -18,7 +18,7 @@ from cli.durations import Duration
 from cli.exits import Exit, Problem
 from cli.fullscreen import Fullscreen
 from cli.live import SORTS, Act, Top, Trails, frame, press, rows_of, shown
-from cli.rendering import Screen, wrapped
+from cli.rendering import Screen, indented
 from cli.story import story
 from cli.view import by_supervisord, refuse_absent
 
@@ -139,7 +139,7 @@ class _Watching:
         except (AtlasSilent, Refused) as error:
             return [f"{error}; leave this and use: cdnctl why {name}"]
         lines = story(name, view, lives, now_s=time.time(), screen=Screen())
-        return [part for line in lines for part in wrapped(line, screen.width or 80)]
+        return [part for line in lines for part in indented(line, screen.width or 80)]
 
     def _order(self, verb: Verb, name: str) -> None:
         try:

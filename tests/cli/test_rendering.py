@@ -21,7 +21,7 @@ from cli.answers import (
     outcomes,
     services,
 )
-from cli.rendering import Cell, Format, Output, Screen, clean, columns, cpu, duration, size, table
+from cli.rendering import Cell, Format, Output, Screen, clean, columns, cpu, duration, indented, size, table
 from tests.cli.support import plain, view
 
 TABLE, JSON = Output(), Output(Format.JSON)
@@ -246,3 +246,22 @@ def test_an_impossible_time_is_absent(time_s: float) -> None:
     """A broken sender does not break the table."""
     assert event_cells(event(time_s))[0].text == "-"
     assert event_object(event(time_s))["time"] is None
+
+
+@given(st.text("ab ", max_size=120), st.integers(0, 30), st.integers(20, 60))
+def test_what_is_indented_stays_so(text: str, at: int, width: int) -> None:
+    """Within the terminal, every line as deep as the first at least, and no word lost."""
+    lines = indented(" " * at + text, width)
+    assert all(columns(line) <= width for line in lines)
+    deep = min(at, width // 2)
+    assert all(line.startswith(" " * deep) for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def test_a_line_goes_on_a_little_deeper() -> None:
+    """So that one sees where the next begins."""
+    assert indented("  how   killed by SIGKILL after all", 20) == [
+        "  how   killed",
+        "      by SIGKILL",
+        "      after all",
+    ]

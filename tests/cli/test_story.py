@@ -113,6 +113,32 @@ def test_what_to_do_follows_from_the_evidence(now: ServiceView | None, then: Inc
     assert any(said in step for step in advice("web", now, then)), advice("web", now, then)
 
 
+def test_who_is_misconfigured_is_not_told_to_start_as_it_is() -> None:
+    """What it said first, then what to do."""
+    wrong = life(wait_status=78 << 8, last_status="CDN_PORT is x: no number")
+    assert advice("web", plain("web", state=ProcessState.EXITED, pid=None), wrong) == [
+        "its configuration is wrong: CDN_PORT is x: no number",
+        "mend it in [program:web] of supervisord.conf, or in what it reads; then: cdnctl start web",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "wait_status", "words"),
+    [
+        (78, 78 << 8, "error     78: EX_CONFIG, a configuration error"),
+        (70, 70 << 8, "error     70: EX_SOFTWARE, an error in the program itself"),
+        (98, 1 << 8, "error     98: Address already in use (EADDRINUSE)"),
+        (78, 1 << 8, "error     78: Remote address changed (EREMCHG)"),
+        (78, 9, "error     78: Remote address changed (EREMCHG)"),
+        (4000, 1 << 8, "error     4000, which is no errno"),
+    ],
+)
+def test_an_error_number_is_told_in_words(number: int, wait_status: int, words: str) -> None:
+    """As sysexits.h has it where it is the exit code, too; else as errno(3)."""
+    told = story("web", None, [life(errno=number, wait_status=wait_status)], now_s=NOW_S, screen=Screen())
+    assert any(words in line for line in told), told
+
+
 def test_an_end_fits_on_a_screen() -> None:
     """The guilty frame stands before the stacks, of which there is the beginning; of the log the end."""
     lines = story("web", view("web"), [HUNG], now_s=NOW_S, screen=Screen())
