@@ -1,0 +1,1 @@
+"""Threat intelligence: feeds in, verdicts on addresses, names, URLs and hashes out."""
