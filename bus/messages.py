@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -258,9 +258,139 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
     text: str
     cause: str | None = None
     """Id of the event or command that led to this one."""
+    version: Whole = 1
+    """Of what the kind's facts mean. Fields are added without a new one; who knows only an older one hears nothing."""
+    facts: dict[str, Any] = {}
+    """By the kind, one of the vocabulary below or a service's own; empty for what is only told in words."""
 
 
 Telemetry = DaemonStatus | NodeStatus | Event
+
+
+# -- facts: what an event of a service's says to other services; docs/events.md ---------------------------------
+
+
+class Facts(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What the facts of one kind of event have in common: the tag is the kind."""
+
+    VERSION: ClassVar[int] = 1
+    """Raised only where who knows the older one would misunderstand the newer."""
+
+
+class ChangePoint(Facts, frozen=True, kw_only=True, tag="change_point"):
+    """A series of numbers is from some moment on unlike what it was before."""
+
+    series: str
+    """Its name, such as ``logins_failed_total``, perhaps with labels."""
+    direction: Literal["up", "down"]
+    before: float
+    """Its level before and after, in the series' own unit."""
+    after: float
+    p_value: Annotated[float, Meta(ge=0.0, le=1.0)]
+    """How likely a difference of this size is if nothing has changed."""
+    at_s: UnixTime
+    """When it began."""
+    source: str = ""
+    """What is behind it as far as the series tells, such as the address that most of it came from."""
+
+
+class Sighting(Facts, frozen=True, kw_only=True, tag="sighting"):
+    """Something that a feed warns of was seen."""
+
+    value: str
+    """What was seen: ``203.0.113.7``, ``evil.example``, a hash."""
+    value_type: str
+    """In STIX' words: ipv4-addr, ipv6-addr, domain-name, url, file."""
+    confidence: Annotated[int, Meta(ge=0, le=100)]
+    """That it is what the feeds say."""
+    feeds: tuple[str, ...] = ()
+    """Which warn of it."""
+    techniques: tuple[str, ...] = ()
+    """Of ATT&CK: ``T1110``, ``T1110.001``."""
+    count: Whole = 1
+    """How often it was seen, as far as this event tells."""
+    seen_by: str = ""
+    """Who saw it."""
+    seen_s: UnixTime | None = None
+    """When, if that was not now."""
+
+
+class ReactionState(StrEnum):
+    """How far a reaction is."""
+
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    DENIED = "denied"
+    EXECUTED = "executed"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    EXPIRED = "expired"
+
+
+class Reaction(Facts, frozen=True, kw_only=True, tag="reaction"):
+    """A reaction to a threat has come so far; one event for each state."""
+
+    reaction: str
+    """Its id, the same in all its states."""
+    state: ReactionState
+    playbook: str = ""
+    action: str
+    """In OpenC2's words: deny, allow, …"""
+    target: str
+    """What it is done to: an address, a network, …"""
+    until_s: UnixTime | None = None
+    """Until when it holds; None: until it is taken back."""
+    by: str = ""
+    """Who or what brought it so far."""
+
+
+class Blocked(Facts, frozen=True, kw_only=True, tag="blocked"):
+    """Who is refused has changed."""
+
+    network: str
+    """``203.0.113.7/32``."""
+    action: Literal["deny", "allow", "delete"]
+    """delete: the rule is gone."""
+    start_s: UnixTime | None = None
+    """From when on; None: from now."""
+    until_s: UnixTime | None = None
+    """None: until it is taken back."""
+    rule: str = ""
+    """Id of the command that gave the rule."""
+    by: str = ""
+    """Who gave that."""
+
+
+class AlertState(StrEnum):
+    """How far an alert is."""
+
+    PENDING = "pending"
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+class Alert(Facts, frozen=True, kw_only=True, tag="alert"):
+    """An alert rule's verdict on a series has changed."""
+
+    name: str
+    state: AlertState
+    labels: dict[str, str] = {}
+    value: float | None = None
+    """Of the rule's expression."""
+
+
+class Fence(Facts, frozen=True, kw_only=True, tag="fence"):
+    """Something that moves has crossed the border of an area."""
+
+    object: str
+    fence: str
+    crossing: Literal["enter", "exit"]
+    lon: Annotated[float, Meta(ge=-180.0, le=180.0)]
+    """Degrees, WGS 84, as OGC CRS84 has them."""
+    lat: Annotated[float, Meta(ge=-90.0, le=90.0)]
+
+
+Vocabulary = ChangePoint | Sighting | Reaction | Blocked | Alert | Fence
 
 
 # -- limits: declared by a service, overridden by its environment, changed by a command -----------------
@@ -560,12 +690,22 @@ class FleetRequest(
 
 
 class EventsRequest(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="events_request"
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="type",
+    tag="events_request",
 ):
     """What happened lately?"""
 
     id: str
     limit: int = 100
+    kinds: tuple[str, ...] = ()
+    """Only these; of what services tell each other ATLAS has the newest 2,000 at hand."""
+    chain: str | None = None
+    """Instead: all that led to and came of the event or command with this id, or whose id begins so."""
 
 
 class OrderRequest(

@@ -26,6 +26,8 @@ class Publisher:
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.connect(endpoint)
+        self.is_subscribed = False
+        """Whether anybody hears what is published, as of the last call of has_new_subscriber."""
 
     def publish(self, message: Telemetry) -> None:
         """Send one message under its topic; PUB never blocks."""
@@ -41,7 +43,8 @@ class Publisher:
         """Whether somebody has subscribed since the last call, and so has not heard what was published before."""
         found = False
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            found |= self._socket.recv(zmq.DONTWAIT)[:1] == b"\x01"
+            self.is_subscribed = self._socket.recv(zmq.DONTWAIT)[:1] == b"\x01"
+            found |= self.is_subscribed
         return found
 
     def close(self, linger_s: float = 0.0) -> None:

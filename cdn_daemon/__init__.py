@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bus.messages import Band as Band
     from bus.messages import Limits as Limits
     from cdn_daemon.daemon import CDNDaemon as CDNDaemon
+    from cdn_daemon.events import EventError as EventError
     from cdn_daemon.health import HealthMonitor as HealthMonitor
     from cdn_daemon.host import run as run
     from cdn_daemon.lifecycle import ExitCode as ExitCode
@@ -38,6 +39,7 @@ _HOMES = {
     "CDNDaemon": "cdn_daemon.daemon",
     "ConfigurationError": "cdn_daemon.service",
     "DeclarationError": "cdn_daemon.service",
+    "EventError": "cdn_daemon.events",
     "ExitCode": "cdn_daemon.lifecycle",
     "HealthMonitor": "cdn_daemon.health",
     "LifecycleManager": "cdn_daemon.lifecycle",

@@ -26,6 +26,7 @@ from bus.messages import (
     Accepted,
     Command,
     DaemonStatus,
+    Event,
     HealthCheck,
     HealthStatus,
     Hello,
@@ -45,6 +46,7 @@ from bus.messages import (
 )
 from cdn_daemon.beside import Beside, Checks, LoopWork, brief
 from cdn_daemon.claim import is_alive
+from cdn_daemon.events import AT_ONCE, KEPT, Ear, numbers
 from cdn_daemon.guard import TURNS, Demand, Guard, beyond_machine
 from cdn_daemon.health import HealthMonitor
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
@@ -112,6 +114,9 @@ class CDNDaemon(ServiceDaemon):
         """Shed and Resume, one after the other; the first is under way."""
         self._shedding = False
         self._outcomes: OrderedDict[str, Outcome | Accepted] = OrderedDict()
+        self._outbox = service.outbox
+        self.ear: Ear | None = Ear(service.hearings, run_dir, identity) if service.hearings else None
+        """What hears for the service; its host starts and ends it."""
         self._guard = Guard(limits or service.limits, self.health_monitor, time.monotonic(), shed=self._shed)
         self._why = ""
         """Why it is to end, in words."""
@@ -151,6 +156,9 @@ class CDNDaemon(ServiceDaemon):
 
     def _post(self, what: LifecycleEvent | Future[Any]) -> None:
         self._posted.append(what)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         os.eventfd_write(self._wake, 1)
 
     # -- ServiceDaemon ------------------------------------------------------------------------------
@@ -349,6 +357,7 @@ class CDNDaemon(ServiceDaemon):
         from bus.publisher import Publisher
 
         self._publisher = Publisher(self._run_dir.telemetry)
+        self._outbox.wake = self._wake_up
         self._link = AgentLink(self._run_dir.agents)
         poll = select.epoll()  # which, other than poll(2), need not be told each time
         for fd in (self._wake, self._publisher.fileno(), self._link.fileno()):
@@ -363,6 +372,8 @@ class CDNDaemon(ServiceDaemon):
             now_s = time.monotonic()
             if self._posted or self._bus_stirred:  # every look at a socket costs
                 self._take(now_s)
+            if self._outbox.waits and self._publisher is not None:
+                self._say(AT_ONCE)
             if now_s < due_s or self._publisher is None:
                 continue
             self._tick(now_s, late_s=now_s - due_s)
@@ -390,6 +401,7 @@ class CDNDaemon(ServiceDaemon):
         assert self._link is not None
         if self._publisher.has_new_subscriber():
             self.report()
+            self._outbox.again()
         for command in self._link.receive():
             known = self._outcomes.get(command.id)
             if known is None:
@@ -401,6 +413,33 @@ class CDNDaemon(ServiceDaemon):
                     self._outcomes[command.id] = outcome
                 known = self._outcomes[command.id]
             self._link.send(known)
+
+    def _say(self, most: int) -> None:
+        """Publish what the service has emitted, if there is an ATLAS; else it waits for one."""
+        assert self._publisher is not None
+        if not self._publisher.is_subscribed:
+            self._outbox.waits = False
+            return
+        mine = self._identity
+        for said in self._outbox.take(most):
+            self._publisher.publish(
+                Event(
+                    id=said.id,
+                    source=mine.instance,
+                    incarnation=mine.incarnation,
+                    seq=said.number,
+                    time_s=said.time_s,
+                    host=mine.host,
+                    instance=mine.instance,
+                    subject_incarnation=mine.incarnation,
+                    kind=said.kind,
+                    text=said.text,
+                    cause=said.cause,
+                    version=said.version,
+                    facts=said.facts,
+                )
+            )
+        self._bus_stirred = True
 
     def _on(self, event: LifecycleEvent, now_s: float) -> None:
         before = self.lifecycle.phase
@@ -423,6 +462,7 @@ class CDNDaemon(ServiceDaemon):
         if instruction is Instruction.END:
             assert self._publisher is not None
             assert self._link is not None
+            self._say(KEPT)
             self._publisher.close(linger_s=0.2)
             self._link.close(linger_s=0.2)
             self._publisher = None
@@ -527,10 +567,13 @@ class CDNDaemon(ServiceDaemon):
         self._beside.start_and_forget("the service's shed", shed, dimension)
 
     def _measure(self) -> None:
+        values = numbers(self._outbox, self.ear)
         if self._service.measure is None:
+            self._values = values
             return
         try:
-            self._values = {str(name): float(value) for name, value in self._service.measure().items()}
+            measured = {str(name): float(value) for name, value in self._service.measure().items()}
+            self._values = measured | values
             self.health_monitor.clear("metrics")
         except Exception as error:  # noqa: BLE001 - an author's code may raise anything
             self._hook_failed("metrics", f"the service's metrics raised {brief(error)}", error)

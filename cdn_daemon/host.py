@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 import uvicorn
 import uvloop
@@ -46,6 +46,8 @@ DAEMON_WAITS_S = 0.1
 """The daemon begins when the server listens, as what it imports would hold up the server; or after this long."""
 LAST_REPORT_S = 2.0
 READY_POLL_S = 0.1
+HEARD_S = 2.0
+"""What a service that drains gets for the events that it has heard already."""
 QUIET_S, QUIET_MAX_S = 0.1, 1.0
 """A server that drains goes on accepting until nobody has asked for so long; and how long that may last."""
 WSGI_PERIOD_S = 5.0
@@ -142,6 +144,7 @@ class _Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: _Server | None = None
         self._waiting: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
 
     def run(self) -> ExitCode:
         """Until drained; the exit code is the lifecycle's."""
@@ -176,7 +179,7 @@ class _Host:
         )
         loop.call_later(DAEMON_WAITS_S, self._daemon.start)
         async with self._background():
-            await self._server.serve_until_drained(self._socket, self._listening, self._traffic)
+            await self._server.serve_until_drained(self._socket, self._listening, self._deafen, self._traffic)
             if self._draining is not None:
                 await self._draining
         self._is_done = True
@@ -196,6 +199,9 @@ class _Host:
         self._daemon.start()
         if self._main is not None:
             self._main.begin()
+        if self._daemon.ear is not None:
+            self._hearing = asyncio.ensure_future(self._daemon.ear.run())
+            self._hearing.add_done_callback(self._background_ended)
         if self._service.ready_function is None:
             self._daemon.post(LifecycleEvent.LISTENING)
         else:
@@ -212,6 +218,13 @@ class _Host:
             await asyncio.sleep(READY_POLL_S)
         self._daemon.health_monitor.clear("ready")
         self._daemon.post(LifecycleEvent.LISTENING)
+
+    async def _deafen(self) -> None:
+        """Finish with what was heard, while the application still has what it needs for that."""
+        if self._hearing is not None and self._daemon.ear is not None:
+            self._daemon.ear.stop()
+            await asyncio.wait((self._hearing,), timeout=HEARD_S)
+            self._hearing.cancel()
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
@@ -278,6 +291,8 @@ class _Host:
         assert self._server is not None
         if self._waiting is not None:
             self._waiting.cancel()
+        if self._daemon.ear is not None:
+            self._daemon.ear.stop()
         self._server.drain()
         self._draining = self._count(asyncio.ensure_future(self._finish_work()))
 
@@ -337,7 +352,13 @@ class _Server(uvicorn.Server):
 
     _drain: asyncio.Event | None = None
 
-    async def serve_until_drained(self, listener: socket.socket, listening: Any, traffic: Traffic) -> None:
+    async def serve_until_drained(
+        self,
+        listener: socket.socket,
+        listening: Callable[[], None],
+        closing: Callable[[], Awaitable[None]],
+        traffic: Traffic,
+    ) -> None:
         self._drain = asyncio.Event()
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
@@ -352,6 +373,7 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._drain.wait(), timeout=1.0)
             await self.on_tick(0)  # the Date header
         await self._be_quiet(traffic)
+        await closing()
         await self.shutdown(sockets=[listener])
 
     async def _be_quiet(self, traffic: Traffic) -> None:

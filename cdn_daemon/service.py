@@ -8,11 +8,22 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from threading import Event
+from threading import Event as ThreadEvent
 from typing import Any, TypeVar
 
-from bus.messages import Command, DaemonStatus, HealthStatus, Limits, OodaPhase, Outcome, ServiceMetrics
+from bus.messages import (
+    Command,
+    DaemonStatus,
+    Event,
+    Facts,
+    HealthStatus,
+    Limits,
+    OodaPhase,
+    Outcome,
+    ServiceMetrics,
+)
 from cdn_daemon.backstops import Backstops, apply
+from cdn_daemon.events import EventError, Hearing, Outbox, hearing
 from cdn_daemon.health import Check
 from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.ooda import OodaLoop
@@ -25,6 +36,8 @@ ShedFunction = TypeVar("ShedFunction", bound=Callable[[str], Any])
 ResumeFunction = TypeVar("ResumeFunction", bound=Callable[[], Any])
 ReadyFunction = TypeVar("ReadyFunction", bound=Callable[[], Awaitable[str | None]])
 DrainFunction = TypeVar("DrainFunction", bound=Callable[[float], Awaitable[None]])
+F = TypeVar("F", bound=Facts)
+HearFunction = Callable[[Event, F], Awaitable[None]]
 ExpositionFunction = TypeVar("ExpositionFunction", bound=Callable[[DaemonStatus], str])
 
 _ONE_OF = "it must be one of an ASGI application (app), a WSGI application (wsgi), a function (main)"
@@ -124,7 +137,7 @@ class Service:
         *,
         app: ASGIApp | None = None,
         wsgi: WSGIApp | None = None,
-        main: Callable[[Event], Any] | None = None,
+        main: Callable[[ThreadEvent], Any] | None = None,
         port: int | None = None,
         threads: int = 10,
         ooda: OodaLoop[Any, Any, Any] | None = None,
@@ -175,6 +188,8 @@ class Service:
         self.ready_function: Callable[[], Awaitable[str | None]] | None = None
         self.drain_function: Callable[[float], Awaitable[None]] | None = None
         self.exposition_function: Callable[[DaemonStatus], str] | None = None
+        self.outbox = Outbox()
+        self.hearings: list[Hearing] = []
         self.identity: Identity | None = None
         """Who this process is; set by ``run`` before anything of the service starts."""
 
@@ -263,3 +278,33 @@ class Service:
         """Decorate the function that returns the service's own numbers, called once a second; it must be quick."""
         self.measure = function
         return function
+
+    def emit(self, facts: Facts, text: str, *, cause: str | None = None, id: str | None = None) -> str:
+        """Tell the other services, and people by ``text``, that something has happened; return the event's id.
+
+        For any thread, and never waits. ``cause`` is the id of the event or command that led to it. It arrives at
+        least once while this process lives; who must be heard after that writes it down, and after a restart emits
+        it again with the same ``id``: what comes twice is dropped. Raises EventError, a ValueError, for what is no
+        event or too large.
+        """
+        return self.outbox.put(facts, text, cause=cause, id=id)
+
+    def hears(self, facts: type[F], *, back_s: float = 0.0) -> Callable[[HearFunction[F]], HearFunction[F]]:
+        """Decorate an async function that hears what other services emit: ``async def f(event, facts)``.
+
+        It runs on the service's loop, one event at a time in the order heard, and hears each once. What happened up
+        to ``back_s`` (at most 600) before this process began is heard too: give it where a restart must miss
+        nothing, and expect that the process before has heard some of that.
+        """
+
+        def declare(function: HearFunction[F]) -> HearFunction[F]:
+            try:
+                declared = hearing(facts, function, back_s)
+            except EventError as error:
+                raise DeclarationError(f"cannot declare {self.name}: {error}") from error
+            if any(other.kind == declared.kind for other in self.hearings):
+                raise DeclarationError(f"cannot declare {self.name}: two functions hear {declared.kind}")
+            self.hearings.append(declared)
+            return function
+
+        return declare

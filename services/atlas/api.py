@@ -25,6 +25,7 @@ from cdn_daemon.file_end import end_of
 from cdn_daemon.web import error_body
 from services.atlas import samples
 from services.atlas.asked import BadQuery, moment, next_page, only, place, whole
+from services.atlas.chain import NoChain, chain_of
 from services.atlas.history import Busy, History, Memory
 from services.atlas.loopback import Loopback, NoAnswer
 from services.atlas.samples import MetricsPoint
@@ -94,7 +95,7 @@ class EventsAnswer(Struct, kw_only=True):
 
     schema_version: int = SCHEMA_VERSION
     events: list[Event]
-    """Newest first."""
+    """Newest first; of a chain the oldest."""
     next: str | None
 
 
@@ -307,7 +308,9 @@ class Api:
     async def events(self, request: Request) -> Response:
         """What happened, newest first."""
         query = request.query_params
-        only(query, "service", "kind", "since", "until", "limit", "before")
+        if "chain" in query:
+            return await self._chain(request)
+        only(query, "service", "kind", "since", "until", "limit", "before", "chain")
         limit = whole(query, "limit", 100, 1, EVENTS_MOST)
         since_s, until_s = moment(query, "since", 0.0), moment(query, "until", 1e11)
         before, path = place(query), request.url.path
@@ -328,6 +331,19 @@ class Api:
             return msgspec.json.encode(answer)
 
         return _json(await self._ask(question))
+
+    async def _chain(self, request: Request) -> Response:
+        """What led to an event or command and what came of it, oldest first."""
+        only(request.query_params, "chain")
+        id_ = request.query_params["chain"]
+
+        def question(memory: Memory) -> bytes:
+            return msgspec.json.encode(EventsAnswer(events=chain_of(memory.queries, id_), next=None))
+
+        try:
+            return _json(await self._ask(question))
+        except NoChain as error:
+            raise _Refused(404, str(error), value=id_[:200], next="GET /api/v1/events") from error
 
     async def commands(self, request: Request) -> Response:
         """What was asked and what came of it, newest first."""

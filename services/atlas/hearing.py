@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from bus.broker import Broker, Frames
-from bus.codec import Decoder, FrameError
+from bus.codec import Decoder, FrameError, encode
 from bus.messages import DaemonStatus, Event, NodeStatus, SnapshotReply, Telemetry
 from bus.topics import topic_of
 from services.atlas.fleet import MAX_MEMBERS, Fleet, Happening, Refused
@@ -72,8 +72,9 @@ class Hearing:
             broker.publish(topic, frame, keep=True)
             yield from happenings
         elif isinstance(message, Event):
-            self._events.append(message)
-            broker.publish(topic, frame, keep=False)
+            kept = self._events.append(message)
+            if kept is not None:
+                broker.publish(topic, frame if kept is message else encode(kept), keep=False)
 
     def _check(self, topic: bytes, message: Telemetry) -> None:
         """Raise Refused unless the message is under its own topic."""

@@ -18,6 +18,9 @@ from services.atlas.samples import Row
 
 T = TypeVar("T")
 
+CAUSE = "json_extract(CAST(event AS TEXT), '$.cause')"
+"""Of an event; store.py has an index of just this expression."""
+
 BUCKET_S = 60
 QUARTER_S = 900
 """What a row of ``seconds`` and of ``minutes`` spans."""
@@ -128,6 +131,25 @@ class Queries:
             (*values, *more, limit),
         ).fetchall()
         return [((time_s, seq), msgspec.json.decode(event, type=Event)) for time_s, seq, event in found]
+
+    def event(self, id_: str) -> Event | None:
+        """The event with that id."""
+        found = _decoded(self._connection.execute("SELECT event FROM events WHERE id = ?", (id_,)), Event)
+        return found[0] if found else None
+
+    def events_beginning(self, prefix: str, limit: int) -> list[Event]:
+        """Events whose ids begin so."""
+        found = self._connection.execute(
+            "SELECT event FROM events WHERE id >= ? AND id < ? LIMIT ?", (prefix, f"{prefix}\U0010ffff", limit)
+        )
+        return _decoded(found, Event)
+
+    def events_caused_by(self, id_: str, limit: int) -> list[Event]:
+        """Events whose cause is that event or command, oldest first."""
+        found = self._connection.execute(
+            f"SELECT event FROM events WHERE {CAUSE} = ? ORDER BY seq LIMIT ?", (id_, limit)
+        )
+        return _decoded(found, Event)
 
     def commands(
         self, name: str | None, since_s: float, until_s: float, limit: int, before_s: float | None = None

@@ -42,6 +42,7 @@ from bus.messages import (
     WhyRequest,
 )
 from bus.topics import topic_of
+from services.atlas.chain import answer_chain
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
 from services.atlas.fleet import Fleet, Happening, views
 from services.atlas.happened import Happened
@@ -236,6 +237,7 @@ class Switchboard:
                 "subscribers": self._broker.subscribers if self._broker is not None else 0,
                 "members": len(self._fleet.members),
                 "events_dropped": self._events.dropped,
+                "events_repeated": self._events.repeated,
             }
 
     # -- the thread ---------------------------------------------------------------------------------
@@ -330,8 +332,11 @@ class Switchboard:
                     nodes=self._fleet.node_views(now_s),
                 )
                 self._reply(broker, routing_id, reply)
+            case EventsRequest(chain=None):
+                events = self._events.newest(request.limit, request.kinds)
+                self._reply(broker, routing_id, EventsReply(id=request.id, events=events))
             case EventsRequest():
-                self._reply(broker, routing_id, EventsReply(id=request.id, events=self._events.newest(request.limit)))
+                self._take_chain(broker, request, routing_id)
             case SnapshotRequest():
                 for part in in_parts(request.id, broker.last_frames()):
                     self._reply(broker, routing_id, part)
@@ -354,6 +359,13 @@ class Switchboard:
                 self._names(),
                 partial(self.answer, routing_id),
             )
+        if answer is not None:
+            self._reply(broker, routing_id, answer)
+
+    def _take_chain(self, broker: Broker, request: EventsRequest, routing_id: bytes) -> None:
+        answer: OperatorReply | None = Refusal(id=request.id, reason="this ATLAS keeps no history")
+        if self.history is not None:
+            answer = answer_chain(request, self.history, partial(self.answer, routing_id))
         if answer is not None:
             self._reply(broker, routing_id, answer)
 
