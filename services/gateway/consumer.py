@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus.messages import Blocked
 from cdn_daemon.tokens import is_bearer, token_in
 from cdn_daemon.web import Receive, Scope, Send
 from services.gateway import openc2
@@ -37,6 +39,8 @@ class Consumer:
         self._changed = changed
         self.commands: Counter[tuple[str, int]] = Counter()
         """By action and status."""
+        self.announce: Callable[[Blocked, str, str | None], object] = _nobody
+        """Tells other services of a change: what it is, the same in words, and its cause."""
 
     def arm(self) -> None:
         """See that there is a token; raises TokenError."""
@@ -70,7 +74,7 @@ class Consumer:
         try:
             command = openc2.read(body, request_id.decode("latin-1") if request_id else None)
             what, requested = str(command), command.args.response_requested
-            answer = self._carry_out(command, body)
+            answer = self._carry_out(command, body, client)
         except openc2.Failed as failed:
             answer = failed.answer
         except StoreError as error:
@@ -78,27 +82,61 @@ class Consumer:
         self._note(client, what, answer)
         return answer, requested
 
-    def _carry_out(self, command: openc2.Command, body: bytes) -> openc2.Answer:
+    def _carry_out(self, command: openc2.Command, body: bytes, client: str) -> openc2.Answer:
         def do() -> tuple[openc2.Answer, Rule | Network | None]:
             now_s, now_ms = time.monotonic(), time.time() * 1000
             return openc2.carry_out(command, self._store.rules, now_s=now_s, now_ms=now_ms)
 
         if command.action == "query":
             return do()[0]
+        changes: list[Rule | Network] = []
 
         def do_encoded() -> tuple[bytes, Rule | Network | None]:
             answer, change = do()
+            changes.extend([] if change is None else [change])
             return msgspec.json.encode(answer), change
 
+        id = command.id or f"own-{secrets.token_hex(12)}"
         try:
-            encoded = self._store.once(command.id or f"own-{secrets.token_hex(12)}", body, do_encoded)
+            encoded = self._store.once(id, body, do_encoded)
         except ValueError as error:
             raise openc2.Failed(400, f"cannot take the command: {error}") from error
+        for change in changes:
+            blocked = blocked_of(change, id, client, ahead_s=time.time() - time.monotonic())
+            self.announce(blocked, in_words(blocked), command.args.own.cause)
         return msgspec.json.decode(encoded, type=openc2.Answer)
 
     def _note(self, client: str, what: str, answer: openc2.Answer) -> None:
         self.commands[what.partition(" ")[0] or "unknown", answer.status] += 1
         log.info("openc2: %s from %s: %d %s", what or "no command", client, answer.status, answer.status_text)
+
+
+def _nobody(blocked: Blocked, text: str, cause: str | None) -> None:
+    """Before there is a service that could tell."""
+
+
+def blocked_of(change: Rule | Network, command: str, by: str, *, ahead_s: float) -> Blocked:
+    """What has become of the list, as other services are told; ahead_s is the wall's clock less the rules'."""
+    if not isinstance(change, Rule):
+        return Blocked(network=str(change), action="delete", rule=command, by=by)
+    return Blocked(
+        network=str(change.network),
+        action="allow" if change.allow else "deny",
+        start_s=change.starts_s + ahead_s,
+        until_s=None if math.isinf(change.ends_s) else change.ends_s + ahead_s,
+        rule=command,
+        by=by,
+    )
+
+
+def in_words(blocked: Blocked) -> str:
+    """For people: ``203.0.113.0/24 is refused until 2026-11-23 16:20:13 UTC``."""
+    if blocked.action == "delete":
+        return f"{blocked.network} has no rule any more"
+    text = f"{blocked.network} is {'refused' if blocked.action == 'deny' else 'never refused'}"
+    if blocked.until_s is None:
+        return text
+    return f"{text} until {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(blocked.until_s))} UTC"
 
 
 def text_of(status: int, text: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ ACTIONS = re.compile(
     "|copy|investigate|remediate"
 )
 """Of the language; which of them are implemented, PAIRS says."""
+CAUSE_MAX_CHARS = 256
 _ID = re.compile(r"[!-~]{1,36}")
 _TIME_MAX_MS = 1 << 53
 
@@ -54,6 +55,13 @@ class Failed(Exception):
         self.answer = Answer(status=status, status_text=text)
 
 
+class OwnArgs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What this actuator takes beside what the language has."""
+
+    cause: Annotated[str, msgspec.Meta(min_length=1, max_length=CAUSE_MAX_CHARS)] | None = None
+    """Id of the event on the bus that the command is because of."""
+
+
 class Args(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What may be said of a command."""
 
@@ -61,6 +69,7 @@ class Args(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop_time: int | None = None
     duration: int | None = None
     response_requested: Literal["none", "ack", "status", "complete"] = "complete"
+    own: OwnArgs = msgspec.field(name=PROFILE, default_factory=OwnArgs)
 
 
 class _Command(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +113,7 @@ def read(body: bytes, request_id: str | None) -> Command:
         raise Failed(501, f"cannot {raw.action} {target[:40]!r}: not implemented; query features tells what is")
     if raw.actuator.keys() - {"slpf"} or any(raw.actuator.values()):
         raise Failed(501, f"cannot act as the actuator {str(raw.actuator)[:100]!r}: only slpf, without specifiers")
-    if unknown := raw.args.keys() - set(Args.__struct_fields__):
+    if unknown := raw.args.keys() - set(Args.__struct_encode_fields__):
         raise Failed(501, f"cannot take the arguments {str(sorted(unknown))[:100]}: not implemented")
     try:
         args = msgspec.convert(raw.args, Args)

@@ -7,11 +7,11 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from bus.endpoints import RunDir
-from bus.messages import OodaMode
+from bus.messages import Blocked, OodaMode
 from cdn_daemon.service import ConfigurationError
 from cdn_daemon.tokens import TokenError
 from cdn_daemon.web import Receive, Scope, Send
@@ -123,6 +123,10 @@ class Gateway:
         finally:
             self._feed.stop()
             self._pool.sweep(everything=True)
+
+    def announce_by(self, emit: Callable[[Blocked, str, str | None], object]) -> None:
+        """From now on whatever becomes of the block-list is told by this."""
+        self._consumer.announce = emit
 
     def can_be_told(self) -> None:
         """Raises StoreError while no new block can be kept."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from bus.broker import Broker
 from bus.codec import Decoder, encode
 from bus.endpoints import RunDir, prepare
-from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, Telemetry
+from bus.messages import DaemonStatus, Event, HealthStatus, LifecyclePhase, Telemetry
 from bus.topics import topic_of
 from tests.gateway.sockets import Answer, Client, Instance, Script
 from tests.support import ROOT, environment, kill_tree, until
@@ -55,6 +55,7 @@ class Bus:
         self._speakers: dict[str, DaemonStatus] = {}
         self.heard: dict[str, DaemonStatus] = {}
         """The last status of each real service."""
+        self.events: list[Event] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -77,6 +78,8 @@ class Bus:
                     message = decoder.decode(frame)
                     if isinstance(message, DaemonStatus):
                         self.heard[message.instance] = message
+                    elif isinstance(message, Event):
+                        self.events.append(message)
                 broker.replay()
                 if time.monotonic() >= next_s:
                     next_s = time.monotonic() + 0.2

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from bus.messages import Blocked, Event
 from services.gateway import openc2
 from services.gateway.blocklist import Blocklist, Rule, parse_network
 from services.gateway.blockstore import BlockStore, StoreError
@@ -149,6 +150,37 @@ def test_responses_as_they_are_requested(fleet: Fleet) -> None:
         assert order(fleet, "query", net)[0] == 200
 
 
+def test_others_are_told(fleet: Fleet) -> None:
+    """Each change is an event, once, with the cause that came with the command; what changes nothing is none."""
+    net = {"ipv4_net": "203.0.113.0/24"}
+    own = {"x-cdn-gateway": {"cause": "event-1"}}
+    for _ in range(2):
+        assert order(fleet, "deny", net, command_id="told-1", args={"duration": 60_000, **own})[0] == 200
+    assert order(fleet, "query", net)[0] == 200
+    assert order(fleet, "delete", net, command_id="told-2", args={"x-cdn-gateway": {}})[0] == 200
+    assert order(fleet, "delete", net, command_id="told-3")[0] == 404
+    assert order(fleet, "allow", net, command_id="told-4")[0] == 200
+
+    def told() -> list[Event]:
+        return [event for event in fleet.bus.events if str(event.facts.get("rule")).startswith("told-")]
+
+    until(lambda: len(told()) == 3)
+    denied, deleted, allowed = told()
+    blocked = msgspec.convert(denied.facts, Blocked)
+    assert (denied.kind, denied.instance, denied.cause) == ("blocked", "gateway-primary", "event-1")
+    assert (blocked.network, blocked.action, blocked.rule) == ("203.0.113.0/24", "deny", "told-1")
+    assert blocked.start_s is not None
+    assert blocked.until_s == pytest.approx(blocked.start_s + 60)
+    assert denied.text.startswith("203.0.113.0/24 is refused until ")
+    assert (deleted.facts["action"], deleted.cause, deleted.text) == (
+        "delete",
+        None,
+        "203.0.113.0/24 has no rule any more",
+    )
+    assert (allowed.facts["until_s"], allowed.text) == (None, "203.0.113.0/24 is never refused")
+    assert order(fleet, "delete", net)[0] == 200
+
+
 def test_features(fleet: Fleet) -> None:
     """What every consumer must be able to tell."""
     status, answer = order(fleet, "query", {"features": ["versions", "profiles", "pairs"]})
@@ -178,6 +210,9 @@ def test_features(fleet: Fleet) -> None:
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"stop_time": 1}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"response_requested": "x"}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"slpf": {}}}', 501),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": 1}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": {"cause": ""}}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": {"because": "x"}}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "actuator": {"er": {}}}', 501),
         (b'{"action": "deny", "target": {"domain_name": "x.example"}}', 501),
         (b'{"action": "scan", "target": {"ipv4_net": "1.2.3.4"}}', 501),
