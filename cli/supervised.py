@@ -20,6 +20,9 @@ SETTLE_S = 1.5
 _UP = {ProcessState.RUNNING, ProcessState.STARTING, ProcessState.BACKOFF}
 DOWN = {ProcessState.STOPPED, ProcessState.EXITED, ProcessState.FATAL, ProcessState.UNKNOWN}
 
+DONE_AND_ENDED = "it has ended since, with exit code 0"
+"""Of what has done its work, and is not started again."""
+
 
 class Stage(StrEnum):
     """What a pursuit is at."""
@@ -75,6 +78,8 @@ def _advance_start(pursuit: Pursuit, process: Process, now_s: float) -> Step:
         case ProcessState.STOPPED | ProcessState.EXITED:
             since_s = now_s if pursuit.down_since_s is None else pursuit.down_since_s
             if now_s - since_s >= SETTLE_S:
+                if process.state is ProcessState.EXITED and process.exit_code == 0:
+                    return pursuit, None, OutcomeKind.DONE, DONE_AND_ENDED
                 return pursuit, None, OutcomeKind.FAILED, process.reason or f"it is {process.state}"
             return replace(pursuit, down_since_s=since_s), None, None, "ended; waiting for its next start"
         case ProcessState.BACKOFF:

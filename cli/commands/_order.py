@@ -27,6 +27,7 @@ from cli.exits import Exit, Problem
 from cli.orders import NotLeft, carry_out, hand_over
 from cli.progress import Progress
 from cli.rendering import Format, Output
+from cli.second_look import looked_again
 from cli.selection import exactly, exit_of_outcomes, select
 from cli.view import see
 
@@ -126,6 +127,7 @@ def run(
                 run_dir, verb, chosen.services, timeout_s, by_atlas=fleet.by_atlas, show=show, details=details
             ):
                 ended.append(outcome)
+            ended = looked_again(run_dir, verb, chosen.services, ended, show)
     finally:  # what is done is told, also when the rest is interrupted
         write(outcomes(verb, ended, output, stdout_screen(), _past(verb, details)))
     return exit_of_outcomes(outcome.kind for outcome in ended)

@@ -17,7 +17,8 @@ from cli.rendering import Output
 def command(ctx: click.Context, /, names: tuple[str, ...], output: Output, **options: Any) -> int:
     """Start services and wait until they are ready.
 
-    Done is a service that runs and says that it is ready; a program without a daemon is done when it runs.
+    Done is a service that runs and says that it is ready; a program that cannot say so is done when it runs, and
+    runs a second later still, or has ended with 0.
     What runs already is left alone.
 
     Exit code: 0 done, 1 failed for at least one, 4 a name is unknown (nothing is done then), 124 not known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,6 +16,7 @@ from bus.messages import (
     HealthStatus,
     LifecyclePhase,
     NodeStatus,
+    OrderOutcome,
     OutcomeKind,
     ProcessRow,
     ProcessState,
@@ -28,6 +30,7 @@ from cli.fallback import Process, merged
 from cli.orders import fulfilled
 from cli.progress import waited_for
 from cli.readiness import SETTLE_S, Standing, Verdict, judge, stuck
+from cli.second_look import revised
 from cli.selection import exit_of, exit_of_outcomes, is_unsupervised, is_well, select
 from cli.supervised import SETTLE_S as ENDED_FOR_S
 from cli.supervised import Pursuit, Stage, advance
@@ -164,6 +167,32 @@ def test_what_waits_for_what_has_failed(
 ) -> None:
     """Has failed, too, and names the root; what waits for what is only slow goes on waiting."""
     assert stuck(verdicts, needs) == {name: Verdict(Standing.FAILED, text) for name, text in told.items()}
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "kind", "reason"),
+    [
+        (("RUNNING", 7), ("RUNNING", 7), OutcomeKind.DONE, ""),
+        (("RUNNING", 7), ("RUNNING", 8), OutcomeKind.FAILED, "it started, and ended again: it is RUNNING, and has"),
+        (("BACKOFF", None), ("RUNNING", 8), OutcomeKind.FAILED, "it started, and ended again"),
+        (("RUNNING", 7), ("BACKOFF", None), OutcomeKind.FAILED, "it started, and ended again: exit code 1"),
+        (("RUNNING", 7), ("FATAL", None), OutcomeKind.FAILED, "it started, and ended again: exit code 1"),
+        (("RUNNING", 7), ("EXITED", None, 1), OutcomeKind.FAILED, "it started, and ended again: exit code 1"),
+        (("RUNNING", 7), ("EXITED", None, 0), OutcomeKind.DONE, "it has ended since, with exit code 0"),
+        (("RUNNING", 7), ("STOPPED", None), OutcomeKind.DONE, "exit code 1"),
+    ],
+)
+def test_a_second_look(first: tuple[Any, ...], later: tuple[Any, ...], kind: OutcomeKind, reason: str) -> None:
+    """What ended again was not started; what did its work, or was stopped, is told as such."""
+
+    def row(state: str, pid: int | None, exit_code: int | None = None) -> Process:
+        why = "" if state == "RUNNING" else "exit code 1"
+        return Process("web", ProcessState(state), pid, 0, None, why, None, exit_code=exit_code)
+
+    done = OrderOutcome(id="", name="web", kind=OutcomeKind.DONE)
+    seen = revised(done, row(*first), row(*later))
+    assert (seen.kind, seen.reason[: len(reason)]) == (kind, reason)
+    assert seen.reason != "" or kind is OutcomeKind.DONE
 
 
 @pytest.mark.parametrize(

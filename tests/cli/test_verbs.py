@@ -200,6 +200,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisord]:
             "one": {"command": "sleep 1000"},
             "two": {"command": "sleep 1000"},
             "three": {"command": "sh -c 'exit 3'", "autostart": "false", "restart_budget": "1"},
+            "brief": {"command": "sh -c 'sleep 0.1; exit 3'", "autostart": "false", "autorestart": "false"},
+            "job": {"command": "sh -c 'sleep 0.1'", "autostart": "false"},
             "heeding": {"command": f"{sys.executable} {path / 'heeding.py'}"},
         }
         with Supervisord(path, programs) as supervisord:
@@ -257,6 +259,17 @@ def test_what_was_given_up_is_forgotten(shared: Supervisord) -> None:
     assert three["state"] == "STOPPED"
     assert "its failures are forgotten, by " in three["reason"]
     assert "stopped by" not in three["reason"]
+
+
+def test_what_ends_again_at_once_was_not_started(shared: Supervisord) -> None:
+    """Of a program that cannot say that it is ready, a second look tells."""
+    failed = cdnctl(shared.run_dir, "start", "brief")
+    assert failed.returncode == Exit.FAILED
+    assert "brief not started: " in failed.stdout
+    assert "exit 3" in failed.stdout
+    done = cdnctl(shared.run_dir, "start", "job")
+    assert done.returncode == Exit.OK, done.stdout
+    assert done.stdout.endswith(" s: it has ended since, with exit code 0\n")
 
 
 def test_rolling_without_atlas(shared: Supervisord) -> None:
