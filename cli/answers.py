@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bus.messages import CommandView, Event, HealthStatus, OrderOutcome, OutcomeKind, ProcessState, ServiceView, Verb
+from cli.causes import ID_CHARS, Branches
 from cli.rendering import (
     ABSENT,
     Cell,
@@ -277,11 +278,11 @@ def event_cells(event: Event) -> list[Cell]:
     return [column.cell(event) for column in EVENTS.columns if not column.is_wide]
 
 
-def event_line(event: Event, screen: Screen) -> str:
-    """An event by itself, in columns that fit most."""
-    time, name, kind, text = event_cells(event)
+def event_line(event: Event, screen: Screen, text: str) -> str:
+    """An event by itself, in columns that fit most, with that text."""
+    time, name, kind, _ = event_cells(event)
     padded = [Cell(name.text.ljust(20), name.colour), Cell(kind.text.ljust(11), kind.colour)]
-    return "  ".join(paint(cell.text, cell.colour, screen) for cell in (time, *padded, text)).rstrip()
+    return "  ".join(paint(cell.text, cell.colour, screen) for cell in (time, *padded, _text(text))).rstrip()
 
 
 def event_object(event: Event) -> dict[str, object]:
@@ -298,12 +299,24 @@ EVENTS = Listing(
         Column("HOST", lambda e: _text(e.host), lambda e: e.host, True),
         Column("SOURCE", lambda e: _text(e.source), lambda e: e.source, True),
         Column("KIND", lambda e: Cell(clean(e.kind), "cyan"), lambda e: e.kind),
+        Column("ID", lambda e: _text(e.id[:ID_CHARS]), lambda e: e.id, True),
+        Column("CAUSE", lambda e: _text((e.cause or "")[:ID_CHARS]), lambda e: e.cause, True),
         Column("TEXT", lambda e: _text(e.text), lambda e: e.text),
     ),
     lambda e: str(e.instance),
     event_object,
 )
 """What happened, to whatever."""
+
+
+def events(happened: Sequence[Event], output: Output, screen: Screen) -> list[str]:
+    """What happened, in that order; for people with what is because of what."""
+    if output.is_machine or output.sort:
+        return listed(EVENTS, happened, output, screen)
+    branches = Branches()
+    texts = {event.id: branches.text(event) for event in happened}
+    told = Column("TEXT", lambda e: _text(texts[e.id]), lambda e: e.text)
+    return listed(EVENTS._replace(columns=(*EVENTS.columns[:-1], told)), happened, output, screen)
 
 
 def command_object(command: CommandView) -> dict[str, object]:

@@ -59,9 +59,9 @@ def ask_fleet(run_dir: RunDir, *, timeout_s: float = PATIENCE_S) -> FleetReply:
     raise _unexpected(reply)
 
 
-def ask_events(run_dir: RunDir, limit: int, *, timeout_s: float = PATIENCE_S) -> EventsReply:
-    """The newest events, oldest first. Raises AtlasSilent, Refused."""
-    reply = _ask(run_dir, EventsRequest(id=new_id(), limit=limit), timeout_s)
+def ask_events(run_dir: RunDir, limit: int, *, chain: str | None = None, timeout_s: float = PATIENCE_S) -> EventsReply:
+    """The newest events, or all of a chain, oldest first. Raises AtlasSilent, Refused."""
+    reply = _ask(run_dir, EventsRequest(id=new_id(), limit=limit, chain=chain), timeout_s)
     if isinstance(reply, EventsReply):
         return reply
     raise _unexpected(reply)

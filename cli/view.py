@@ -62,7 +62,7 @@ def see(run_dir: RunDir, doing: str, *, gone: Exit) -> Fleet:
 
 
 class Watch:
-    """The fleet looked at again and again: by ATLAS, or while it is silent by supervisord, which is said once."""
+    """The fleet looked at again and again: by ATLAS, or while it is silent by supervisord; each change is said once."""
 
     def __init__(self, run_dir: RunDir, doing: str) -> None:
         self._run_dir = run_dir
@@ -72,9 +72,14 @@ class Watch:
     def look(self) -> tuple[ServiceView, ...]:
         """Every service as it is now. Raises Problem if nobody can tell."""
         try:
-            return ask_fleet(self._run_dir).services
+            services = ask_fleet(self._run_dir).services
         except (AtlasSilent, Refused) as error:
             why = SILENCE if isinstance(error, AtlasSilent) else str(error)
+        else:
+            if self._said:
+                say("ATLAS answers again")
+                self._said = ""
+            return services
         if why != self._said:
             refuse_absent(self._run_dir, Exit.UNKNOWN)
             say(f"{why}; asking supervisord")

@@ -10,8 +10,10 @@ import click
 
 from bus.endpoints import RunDir
 from bus.messages import Event
-from cli.answers import EVENTS, event_line, event_object, json_line, listed
+from cli.answers import EVENTS, event_line, event_object, json_line
+from cli.answers import events as listed_events
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
+from cli.causes import Branches, depth_first
 from cli.context import names_argument, output_options, run_dir_of, say, stdout_screen, watch_reader, write
 from cli.exits import Exit, Problem
 from cli.rendering import Format, Output, Screen
@@ -32,31 +34,43 @@ _WAKE_S = 0.5
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="How many events to begin with."
 )
+@click.option("--chain", metavar="ID", help="What led to the event or command with this id, and what came of it.")
 @output_options(sort=EVENTS.sortable)
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, output: Output) -> int:
+def command(
+    ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, chain: str | None, output: Output
+) -> int:
     """Show what happened, and watch what happens.
 
-    State changes, restarts, health, commands and their outcome, as ATLAS heard of them; NAME is an instance
-    or a glob. Times are local; JSON has them as RFC 3339 in UTC, and with -f is one object a line.
+    State changes, restarts, health, commands and their outcome, as ATLAS heard of them, and what services tell each
+    other; NAME is an instance or a glob. What is because of an event that is shown stands below it after └, or names
+    it. Times are local; JSON has them as RFC 3339 in UTC, and with -f is one object a line.
 
-    Exit code: 0 shown, 4 ATLAS does not answer, 130 interrupted.
+    ID stands in brackets, or in -o wide; its first four letters will do if no other begins so.
+
+    Exit code: 0 shown, 4 ATLAS does not answer or knows no such chain, 130 interrupted.
 
     \b
     Examples:
       cdnctl events -n 50
       cdnctl events -f gateway-primary
+      cdnctl events --chain 3f2a91c0
       cdnctl events -f --json | jq -r 'select(.kind == "restart") | .text'
     """
     run_dir = run_dir_of(ctx)
+    if chain is not None and (names or follow):
+        raise click.UsageError("--chain shows one chain whole: give neither NAME nor -f with it")
     refuse_absent(run_dir, Exit.UNKNOWN)
+    if chain is not None:
+        write(listed_events(depth_first(_asked(run_dir, _ALL, chain)), output, stdout_screen()))
+        return Exit.OK
     # Subscribed before asking, so that nothing is lost between the two; what comes twice is known by its id.
     feed = _subscribed(run_dir) if follow else None
     try:
         events = _wanted(_asked(run_dir, _ALL if names else lines), names)[-lines:] if lines else []
         screen = stdout_screen()
         if feed is None:
-            write(listed(EVENTS, events, output, screen))
+            write(listed_events(events, output, screen))
             if not events and not output.is_machine:
                 say("no events")
             return Exit.OK
@@ -75,9 +89,9 @@ def _subscribed(run_dir: RunDir) -> Subscriber:
     return Subscriber(run_dir.feed, [EVENT])
 
 
-def _asked(run_dir: RunDir, limit: int) -> Sequence[Event]:
+def _asked(run_dir: RunDir, limit: int, chain: str | None = None) -> Sequence[Event]:
     try:
-        return ask_events(run_dir, limit).events
+        return ask_events(run_dir, limit, chain=chain).events
     except AtlasSilent as error:
         raise Problem(f"cannot show events: {SILENCE}; start it: cdnctl start atlas", Exit.UNKNOWN) from error
     except Refused as error:
@@ -92,6 +106,7 @@ def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], out
     """Write the events so far, then each new one, until interrupted."""
     seen: deque[str] = deque(maxlen=_REMEMBERED)
     known: set[str] = set()
+    branches = Branches()
 
     def show(event: Event) -> None:
         if event.id in known:
@@ -103,7 +118,7 @@ def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], out
         if output.is_machine:
             write(event.instance if output.format is Format.NAME else json_line(event_object(event)))
         else:
-            write(event_line(event, screen))
+            write(event_line(event, screen, branches.text(event)))
 
     for event in events:
         show(event)

@@ -15,9 +15,9 @@ from bus.messages import OrderOutcome, OrderRequest, OutcomeKind, ProcessState, 
 from cli.atlas import NO_DETAILS, Details
 from cli.exits import Exit
 from tests.cli.fake_atlas import FakeAtlas, Replies
-from tests.cli.support import cdnctl, outcomes_of, plain, services_of, view
+from tests.cli.support import CDNCTL, cdnctl, outcomes_of, plain, services_of, view
 from tests.cli.test_terminal import terminal
-from tests.support import Supervisord, until
+from tests.support import Supervisord, environment, until
 
 ATLAS = view("atlas", uptime_s=100.0)
 FLEET = [ATLAS, view("web"), view("web-2", service="web"), view("db")]
@@ -270,6 +270,27 @@ def test_what_ends_again_at_once_was_not_started(shared: Supervisord) -> None:
     done = cdnctl(shared.run_dir, "start", "job")
     assert done.returncode == Exit.OK, done.stdout
     assert done.stdout.endswith(" s: it has ended since, with exit code 0\n")
+
+
+def test_wait_goes_on_while_atlas_comes_and_goes(shared: Supervisord) -> None:
+    """Each change is said once; what is waited for is seen by whoever answers."""
+    run_dir = RunDir(shared.run_dir)
+    command = [str(CDNCTL), "wait", "two", "--for", "stopped", "--timeout", "90s"]
+    with subprocess.Popen(
+        command, env=environment(shared.run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        silent = "cdnctl: no answer from ATLAS within 1.0 s; asking supervisord\n"
+        assert waiting.stderr.readline() == silent
+        with FakeAtlas(run_dir, [ATLAS, plain("two")]):
+            assert waiting.stderr.readline() == "cdnctl: ATLAS answers again\n"
+        assert waiting.stderr.readline() == silent
+        assert cdnctl(shared.run_dir, "stop", "two").returncode == Exit.OK
+        assert waiting.stdout.read().startswith("two stopped after ")
+        assert waiting.stderr.read() == ""
+    assert waiting.returncode == Exit.OK
+    assert cdnctl(shared.run_dir, "start", "two").returncode == Exit.OK
 
 
 def test_rolling_without_atlas(shared: Supervisord) -> None:
