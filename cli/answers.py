@@ -278,11 +278,13 @@ def event_cells(event: Event) -> list[Cell]:
     return [column.cell(event) for column in EVENTS.columns if not column.is_wide]
 
 
-def event_line(event: Event, screen: Screen, text: str) -> str:
-    """An event by itself, in columns that fit most, with that text."""
+def event_line(event: Event, screen: Screen, text: str | None = None) -> str:
+    """An event by itself, in columns that fit most, with its own text or that."""
     time, name, kind, _ = event_cells(event)
     padded = [Cell(name.text.ljust(20), name.colour), Cell(kind.text.ljust(11), kind.colour)]
-    return "  ".join(paint(cell.text, cell.colour, screen) for cell in (time, *padded, _text(text))).rstrip()
+    return "  ".join(
+        paint(cell.text, cell.colour, screen) for cell in (time, *padded, _text(event.text if text is None else text))
+    ).rstrip()
 
 
 def event_object(event: Event) -> dict[str, object]:
