@@ -333,6 +333,7 @@ class Reaction(Facts, frozen=True, kw_only=True, tag="reaction"):
     reaction: str
     """Its id, the same in all its states."""
     state: ReactionState
+    """proposed, approved, denied, executed, failed, rolled_back or expired."""
     playbook: str = ""
     action: str
     """In OpenC2's words: deny, allow, …"""
@@ -374,6 +375,7 @@ class Alert(Facts, frozen=True, kw_only=True, tag="alert"):
 
     name: str
     state: AlertState
+    """pending, firing or resolved."""
     labels: dict[str, str] = {}
     value: float | None = None
     """Of the rule's expression."""

@@ -81,6 +81,16 @@ def _table(union: UnionType) -> str:
     return "\n".join([*lines, ""])
 
 
+def facts() -> str:
+    """What services tell each other, kind by kind, field by field."""
+    source = ast.parse((ROOT / "bus/messages.py").read_text())
+    structs = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
+    return "\n".join(
+        _fields(structs[kind.__name__], f"`{kind.__struct_config__.tag}`, version {kind.VERSION}")
+        for kind in messages.Vocabulary.__args__
+    )
+
+
 def exits() -> str:
     """Exit codes: of a service to its supervisor, and of cdnctl to a script."""
     lines = ["| a service ends with | |", "|---|---|"]
@@ -115,17 +125,19 @@ def schemas() -> str:
     """What stands in cdnctl's JSON documents, field by field, from the vocabulary."""
     source = ast.parse((ROOT / "bus/messages.py").read_text())
     structs = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
-    parts = []
-    for name in ("ServiceView", "Event", "CommandView", "IncarnationView", "StatusSample"):
-        lines = [f"**{name}**: {_first_line(structs[name])}", "", "| field | type | |", "|---|---|---|"]
-        for field, following in pairwise([*structs[name].body, ast.Pass()]):
-            if isinstance(field, ast.AnnAssign):
-                said = following.value if isinstance(following, ast.Expr) else None
-                text = " ".join(str(said.value).split()) if isinstance(said, ast.Constant) else ""
-                kind = ast.unparse(field.annotation).replace("|", "\\|")
-                lines.append(f"| `{ast.unparse(field.target)}` | {kind} | {text.rstrip('.')} |")
-        parts.append("\n".join([*lines, ""]))
-    return "\n".join(parts)
+    names = ("ServiceView", "Event", "CommandView", "IncarnationView", "StatusSample")
+    return "\n".join(_fields(structs[name], name) for name in names)
+
+
+def _fields(struct: ast.ClassDef, title: str) -> str:
+    lines = [f"**{title}**: {_first_line(struct)}", "", "| field | type | |", "|---|---|---|"]
+    for field, following in pairwise([*struct.body, ast.Pass()]):
+        if isinstance(field, ast.AnnAssign):
+            said = following.value if isinstance(following, ast.Expr) else None
+            text = " ".join(str(said.value).split()) if isinstance(said, ast.Constant) else ""
+            kind = ast.unparse(field.annotation).replace("|", "\\|")
+            lines.append(f"| `{ast.unparse(field.target)}` | {kind} | {text.rstrip('.')} |")
+    return "\n".join([*lines, ""])
 
 
 def _first_line(struct: ast.ClassDef) -> str:
@@ -136,6 +148,7 @@ DRAWN = {
     "lifecycle": lifecycle,
     "floors": floors,
     "vocabulary": vocabulary,
+    "facts": facts,
     "exits": exits,
     "verbs": verbs,
     "schemas": schemas,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from bus.publisher import Publisher
 from cdn_daemon.events import FACTS_BYTES, KEPT, KEPT_S, EventError, Outbox
 from cdn_daemon.service import DeclarationError, Service
 from cdn_daemon.web import nothing_here
-from tests.support import ServiceProcess, until
+from tests.support import BIN, ROOT, ServiceProcess, environment, until
 
 ATLAS = ("-m", "services.atlas")
 GOSSIP = ("-m", "tests.cdn_daemon.gossip")
@@ -199,6 +201,37 @@ def test_hostile(spawn: Spawn, run_dir: RunDir) -> None:
     publisher.close()
     assert [event.id for event in of_atlas(run_dir) if event.source == "x"] == ["e0", "e1", "e2", "good"]
     assert other.get("/readyz")[0] == 200
+
+
+def test_a_stranger_hears(spawn: Spawn, run_dir: RunDir, request: pytest.FixtureRequest) -> None:
+    """The ten lines of docs/events.md, with nothing of this project on their path."""
+    document = (ROOT / "docs" / "events.md").read_text()
+    source = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)[-1]
+    assert "bus" not in source
+    env = environment(run_dir.path)
+    del env["PYTHONPATH"]
+    spawn(*ATLAS).url()
+    one = spawn(*GOSSIP, CDN_INSTANCE="one")
+    one.url()
+    stranger = subprocess.Popen(
+        [str(BIN / "python"), "-u", "-c", source.replace("ipc://run/", f"ipc://{run_dir.path}/")],
+        env=env,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    request.addfinalizer(stranger.communicate)
+    request.addfinalizer(stranger.kill)
+    assert stranger.stdout is not None
+    stdout = stranger.stdout
+    ids: list[str] = []
+
+    def said() -> bool:
+        ids.extend(emit(one, "192.0.2.10"))
+        return bool(select.select([stdout], [], [], 0.1)[0])
+
+    until(said)
+    until(lambda: re.fullmatch(r"one sighting (\w+) None .*'value': '192\.0\.2\.10'.*\n", stdout.readline()))
 
 
 # -- declared -------------------------------------------------------------------------------------------
