@@ -8,7 +8,7 @@ the score is 1 − Π(1 − weight), in per cent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from msgspec import Struct
@@ -101,7 +101,7 @@ def score(weights: Iterable[float]) -> float:
     return 100.0 * (1.0 - doubt)
 
 
-def combined(witnesses: Iterable[Witness], feeds: dict[str, Feed]) -> float:
+def combined(witnesses: Iterable[Witness], feeds: Mapping[str, Feed]) -> float:
     """The score of a value that these speak of; a feed speaks once for a value, by the strongest of its listings."""
     strongest: dict[str, float] = {}
     for seen in witnesses:

@@ -9,14 +9,15 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cdn_daemon.api import RefusedError
 from services.threat_intel import rows as sql
@@ -96,6 +97,15 @@ class Allowed(Struct, frozen=True):
     at_s: float
 
 
+class _Written(NamedTuple):
+    """What a write has done, for the index to follow."""
+
+    feed: Feed
+    loaded: Loaded
+    listed: dict[str, Listings | None]
+    changes: dict[str, Any]
+
+
 class Store:
     """The database, and the index of what it lists."""
 
@@ -148,7 +158,7 @@ class Store:
             self._writer = Writer(connection, waiting=self.limits.writes_waiting)
             if not self.index.feeds:
                 now_s = time.time()
-                self.configure(Feed(name=INBOX, kind=FeedKind.STIX, created_s=now_s, updated_s=now_s))
+                self._make(Feed(name=INBOX, kind=FeedKind.STIX, created_s=now_s, updated_s=now_s))
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close the database."""
@@ -254,36 +264,53 @@ class Store:
         if feed not in self.index.feeds and len(self.index.feeds) >= self.limits.feeds:
             raise RefusedError(409, "cannot keep one more feed", limit=self.limits.feeds, next="DELETE one")
 
-    def configure(self, feed: Feed) -> None:
-        """Keep the feed's settings; the loop's and a person's alike."""
+    def tune(self, name: str, change: Callable[[Feed], Feed]) -> None:
+        """Change a feed's settings, unless it was deleted meanwhile; the loop's way. Returns once that is on disk."""
 
-        def write(connection: apsw.Connection) -> dict[str, Any]:
+        def write(connection: apsw.Connection) -> tuple[Feed, dict[str, Listings | None] | None, dict[str, Any]] | None:
+            before = self.index.feeds.get(name)
+            if before is None:
+                return None
+            feed = change(before)
             sql.write_feed(connection, feed)
-            before = self.index.feeds.get(feed.name)
-            if (before is not None and before.is_cold) == feed.is_cold:
-                return {}
-            listed = dict(sql.listed_in(connection, feed.name, networks_only=feed.is_cold))
-            hot = self.index.hot
-            if feed.is_cold:
-                hot = patched(hot, feed.name, dict.fromkeys(sql.keys_of(hot, feed.name)))
-            hot = patched(hot, feed.name, listed)
-            return {"hot": hot, **sql.cold_of(connection, {**self.index.feeds, feed.name: feed})}
+            if before.is_cold == feed.is_cold:
+                return feed, None, {}
+            listed: dict[str, Listings | None] = dict(sql.listed_in(connection, name, networks_only=feed.is_cold))
+            return feed, listed, sql.cold_of(connection, {**self.index.feeds, name: feed})
 
-        def then(changes: dict[str, Any]) -> None:
-            self._swap(feeds={**self.index.feeds, feed.name: feed}, **changes)
-            self.counts.setdefault(feed.name, 0)
+        def then(done: tuple[Feed, dict[str, Listings | None] | None, dict[str, Any]] | None) -> None:
+            if done is None:
+                return
+            feed, listed, changes = done
+            if listed is not None:
+                gone = dict.fromkeys(sql.keys_of(self.index.hot, name))
+                changes["hot"] = patched(self.index.hot, name, {**gone, **listed})
+            self._swap(feeds={**self.index.feeds, name: feed}, **changes)
 
         self.writer.submit(write, then=then, urgent=True).result()
 
-    def put_list(self, feed: Feed, values: Sequence[Value], *, replace: bool) -> Loaded:
+    def _make(self, feed: Feed) -> None:
+        def then(_: None) -> None:
+            self._swap(feeds={**self.index.feeds, feed.name: feed})
+            self.counts[feed.name] = 0
+
+        self.writer.submit(lambda connection: sql.write_feed(connection, feed), then=then, urgent=True).result()
+
+    def _as_tuned(self, feed: Feed) -> Feed:
+        """The settings that were sent, with what the loop has made of the feed by now."""
+        now = self.index.feeds.get(feed.name)
+        return feed if now is None else replace(feed, trust=now.trust, ageing=now.ageing, is_cold=now.is_cold)
+
+    def put_list(self, feed: Feed, values: Sequence[Value], *, is_whole: bool) -> Loaded:
         """Have the feed list these values: only these, or these too. Returns once they are on disk."""
         now_s = feed.updated_s
 
-        def write(connection: apsw.Connection) -> tuple[Loaded, dict[str, Listings | None], dict[str, Any]]:
-            sql.write_feed(connection, feed)
+        def write(connection: apsw.Connection) -> _Written:
+            kept = self._as_tuned(feed)
+            sql.write_feed(connection, kept)
             first = dict(sql.query(connection, "SELECT key, first_s FROM listings WHERE feed = ?", (feed.name,)))
             wanted = {value.key: value for value in values}
-            gone = [key for key in first if key not in wanted] if replace else []
+            gone = [key for key in first if key not in wanted] if is_whole else []
             connection.executemany(
                 "DELETE FROM listings WHERE feed = ? AND key = ?", ((feed.name, key) for key in gone)
             )
@@ -301,22 +328,20 @@ class Store:
                 if first_s not in shared:
                     shared[first_s] = (Listing(feed.name, first_s, now_s),)
                 listed[key] = shared[first_s]
-            return (
-                Loaded(accepted=len(wanted), indexed=len(wanted), removed=len(gone)),
-                listed,
-                self._changes(connection, feed, listed),
-            )
+            loaded = Loaded(accepted=len(wanted), indexed=len(wanted), removed=len(gone))
+            return _Written(kept, loaded, listed, self._changes(connection, kept, listed))
 
-        return self._apply(feed, write)
+        return self._apply(write)
 
-    def put_objects(self, feed: Feed, rows: Sequence[ObjectRow], *, replace: bool) -> Loaded:
+    def put_objects(self, feed: Feed, rows: Sequence[ObjectRow], *, is_whole: bool) -> Loaded:
         """Have the feed hold these STIX objects: only these, or these too. Returns once they are on disk."""
 
-        def write(connection: apsw.Connection) -> tuple[Loaded, dict[str, Listings | None], dict[str, Any]]:
-            sql.write_feed(connection, feed)
+        def write(connection: apsw.Connection) -> _Written:
+            kept = self._as_tuned(feed)
+            sql.write_feed(connection, kept)
             loaded = Loaded(accepted=len(rows))
             touched: set[str] = set()
-            if replace:
+            if is_whole:
                 wanted = {row.found.id for row in rows}
                 for (gone,) in sql.query(connection, "SELECT DISTINCT id FROM objects WHERE feed = ?", (feed.name,)):
                     if gone not in wanted:
@@ -330,9 +355,9 @@ class Store:
             for key in touched:
                 listed[key] = next((listings for _, listings in sql.listed_in(connection, feed.name, key=key)), None)
             self.objects = connection.execute("SELECT count(*) FROM objects").get
-            return loaded, listed, self._changes(connection, feed, listed)
+            return _Written(kept, loaded, listed, self._changes(connection, kept, listed))
 
-        return self._apply(feed, write)
+        return self._apply(write)
 
     def _write_object(self, connection: apsw.Connection, feed: Feed, row: ObjectRow) -> set[str]:
         found, name = row.found, feed.name
@@ -396,7 +421,7 @@ class Store:
     def remove_object(self, feed: Feed, id: str, versions_us: Iterable[int] | None) -> None:
         """Forget an object, or these versions of it; the newest that is left counts. Raises RefusedError."""
 
-        def write(connection: apsw.Connection) -> tuple[Loaded, dict[str, Listings | None], dict[str, Any]]:
+        def write(connection: apsw.Connection) -> _Written:
             touched = sql.remove_object(connection, feed.name, id, versions_us)
             left = connection.execute(
                 "SELECT json, added_us FROM objects WHERE id = ? AND feed = ? ORDER BY version_us DESC LIMIT 1",
@@ -411,9 +436,10 @@ class Store:
                 for key in touched
             }
             self.objects = connection.execute("SELECT count(*) FROM objects").get
-            return Loaded(), listed, self._changes(connection, feed, listed)
+            kept = self._as_tuned(feed)
+            return _Written(kept, Loaded(), listed, self._changes(connection, kept, listed))
 
-        self._apply(feed, write)
+        self._apply(write)
 
     def remove_feed(self, name: str) -> None:
         """Forget the feed and all that it held; raises RefusedError."""
@@ -423,18 +449,14 @@ class Store:
             for table in ("listings", "objects", "relations", "verdicts"):
                 connection.execute(f"DELETE FROM {table} WHERE feed = ?", (name,))
             connection.execute("DELETE FROM feeds WHERE name = ?", (name,))
-            feeds = {other: feed for other, feed in self.index.feeds.items() if other != name}
-            hot = patched(self.index.hot, name, dict.fromkeys(sql.keys_of(self.index.hot, name)))
             self.objects = connection.execute("SELECT count(*) FROM objects").get
-            return {
-                "feeds": feeds,
-                "hot": hot,
-                "networks": sql.networks_in(connection),
-                **sql.cold_of(connection, feeds),
-            }
+            others = {other: feed for other, feed in self.index.feeds.items() if other != name}
+            return {"networks": sql.networks_in(connection), **sql.cold_of(connection, others)}
 
         def then(changes: dict[str, Any]) -> None:
-            self._swap(**changes)
+            hot = patched(self.index.hot, name, dict.fromkeys(sql.keys_of(self.index.hot, name)))
+            feeds = {other: feed for other, feed in self.index.feeds.items() if other != name}
+            self._swap(feeds=feeds, hot=hot, **changes)
             self.counts.pop(name, None)
             for judged in [judged for judged in self.verdicts if judged[0] == name]:
                 del self.verdicts[judged]
@@ -491,20 +513,20 @@ class Store:
             changes |= sql.cold_of(connection, {**self.index.feeds, feed.name: feed})
         return changes
 
-    def _apply(self, feed: Feed, write: Any) -> Loaded:
-        def then(done: tuple[Loaded, dict[str, Listings | None], dict[str, Any]]) -> None:
-            _, listed, changes = done
-            networks = changes.get("networks", self.index.networks).keys
+    def _apply(self, write: Callable[[apsw.Connection], _Written]) -> Loaded:
+        # The new dict is made after the commit: of writes that are committed together each builds on the one before.
+        def then(done: _Written) -> None:
+            feed, _, listed, changes = done
             if feed.is_cold:
+                networks = changes.get("networks", self.index.networks).keys
                 listed = {key: listings for key, listings in listed.items() if listings is None or key in networks}
             hot = patched(self.index.hot, feed.name, listed)
             self._swap(feeds={**self.index.feeds, feed.name: feed}, hot=hot, **changes)
 
-        loaded: Loaded = self.writer.submit(write, then=then).result()[0]
-        return loaded
+        return self.writer.submit(write, then=then).result().loaded
 
     def _swap(self, **changes: Any) -> None:
-        self.index = msgspec.structs.replace(self.index, **changes)
+        self.index = replace(self.index, **changes)
 
     def guard(self, *, is_guarded: bool) -> None:
         """Ask for the networks of an address only if one begins as it does, or always; the loop's. Not kept on disk."""
@@ -570,7 +592,7 @@ class Store:
                     ),
                 )
                 if connection.changes():
-                    fresh.append(msgspec.structs.replace(one, number=connection.last_insert_rowid()))
+                    fresh.append(replace(one, number=connection.last_insert_rowid()))
             if fresh:
                 connection.execute(
                     "DELETE FROM sightings WHERE number <= ?", (fresh[-1].number - self.limits.sightings_kept,)
@@ -587,30 +609,18 @@ class Store:
 
     def sightings(self, *, after: int, limit: int, key: str | None = None) -> list[Sighting]:
         """Those after that number, in their order."""
-        where, values = ("AND key = ? ", (key,)) if key is not None else ("", ())
+        where, given = ("AND key = ? ", [after, key, limit]) if key is not None else ("", [after, limit])
         with self.reading() as connection:
-            rows = sql.query(
-                connection,
-                "SELECT number, id, value, key, kind, seen_by, count, at_s, score, feeds, cause FROM sightings "
-                f"WHERE number > ? {where}ORDER BY number LIMIT ?",
-                (after, *values, limit),
-            )
-        return [
-            Sighting(
-                number=number,
-                id=id,
-                value=value,
-                key=key,
-                kind=kind,
-                seen_by=seen_by,
-                count=count,
-                at_s=at_s,
-                score=score,
-                feeds=msgspec.json.decode(feeds, type=tuple[str, ...]),
-                cause=cause,
-            )
-            for number, id, value, key, kind, seen_by, count, at_s, score, feeds, cause in rows
-        ]
+            return [
+                _sighting(*row)
+                for row in sql.query(connection, f"{_SIGHTINGS} WHERE number > ? {where}ORDER BY number LIMIT ?", given)
+            ]
+
+    def newest(self, limit: int) -> list[Sighting]:
+        """The last sightings, in their order."""
+        with self.reading() as connection:
+            newest = sql.query(connection, f"{_SIGHTINGS} ORDER BY number DESC LIMIT ?", [limit])
+        return [_sighting(*row) for row in reversed(newest)]
 
     def judge(self, judged: Sequence[Judged], judged_by: str) -> None:
         """Keep people's words, the last one for each feed and value. Returns once they are on disk."""
@@ -682,3 +692,23 @@ def checked(raw: bytes | msgspec.Raw, limits: Limits) -> ObjectRow:
 def new_status_id() -> str:
     """As TAXII has it, a UUID."""
     return str(uuid.uuid4())
+
+
+_SIGHTINGS = "SELECT number, id, value, key, kind, seen_by, count, at_s, score, feeds, cause FROM sightings"
+
+
+def _sighting(*row: Any) -> Sighting:
+    number, id, value, key, kind, seen_by, count, at_s, score, feeds, cause = row
+    return Sighting(
+        number=number,
+        id=id,
+        value=value,
+        key=key,
+        kind=kind,
+        seen_by=seen_by,
+        count=count,
+        at_s=at_s,
+        score=score,
+        feeds=msgspec.json.decode(feeds, type=tuple[str, ...]),
+        cause=cause,
+    )
