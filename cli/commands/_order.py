@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from bus.messages import OrderOutcome, ServiceView, Verb
-from cli.answers import accepted, outcomes
+from bus.messages import OrderOutcome, OutcomeKind, ServiceView, Verb
+from cli.answers import accepted, outcome_line, outcomes
 from cli.atlas import NO_DETAILS, Details
 from cli.context import (
     Function,
@@ -26,7 +26,7 @@ from cli.context import (
 from cli.exits import Exit, Problem
 from cli.orders import NotLeft, carry_out, hand_over
 from cli.progress import Progress
-from cli.rendering import Format, Output
+from cli.rendering import Format, Output, Screen
 from cli.second_look import looked_again
 from cli.selection import exactly, exit_of_outcomes, select
 from cli.view import see
@@ -130,6 +130,9 @@ def run(
             ended = looked_again(run_dir, verb, chosen.services, ended, show)
     finally:  # what is done is told, also when the rest is interrupted
         write(outcomes(verb, ended, output, stdout_screen(), _past(verb, details)))
+        for outcome in ended:  # names alone would not say why one is not among them
+            if output.format is Format.NAME and outcome.kind is not OutcomeKind.DONE:
+                say(outcome_line(verb, outcome, Screen(), _past(verb, details)))
     return exit_of_outcomes(outcome.kind for outcome in ended)
 
 
