@@ -49,6 +49,11 @@ class Audience:
         """Connections that have subscribed to something."""
         return len(self._connections)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody may want anything."""
+        return self._is_changed or self._needles != ()
+
     def wants(self, topic: bytes) -> bool:
         """Whether anybody may want it."""
         if self._is_changed:

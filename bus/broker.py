@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol
 
 import zmq
 
@@ -26,6 +27,8 @@ from bus.context import terminate
 from bus.endpoints import RunDir
 
 Frames = tuple[bytes, bytes]
+_MAP = b"\x80"
+"""Topics are ASCII and below it; a msgpack map begins with it or with more (its fixmap, or map 16 and map 32)."""
 
 _PER_TURN = 2000  # frames taken from one socket before the others get their turn
 _REPLAYED_AT_ONCE = 2000
@@ -52,6 +55,17 @@ class Arrivals:
     """(routing id, frame)"""
     operators: list[Frames] = field(default_factory=list)
     """(routing id, frame)"""
+
+
+class Kept(Protocol):
+    """What holds the last value of a topic."""
+
+    frame: bytes
+
+
+@dataclass(slots=True)
+class _LastValue:
+    frame: bytes
 
 
 class BusTaken(Exception):
@@ -91,12 +105,14 @@ class Broker:
         self._full_at = limit - min(limit // 2, max(_FDS_LEFT, limit // 5))
         self._shut: dict[str, zmq.Socket[bytes]] = {}
         """Endpoints at which nobody can connect now."""
-        self._last: dict[bytes, bytes] = {}
+        self._last: dict[bytes, Kept] = {}
         self._wanted: set[bytes] = set()
         self._owed: dict[bytes, None] = {}
         """Topics whose last values are still to be sent to those who have subscribed lately."""
         self._audience = Audience()
         self.counts: Counter[str] = Counter()
+        self._send_part = super(zmq.Socket, self._xpub).send
+        """As ``send``, whose questions about its arguments cost as much as the sending."""
 
     def _bind(self, kind: int, endpoint: str, *, max_bytes: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
@@ -168,17 +184,23 @@ class Broker:
     def _drain_telemetry(self, into: list[Frames]) -> None:
         """recv_multipart would take most of the time that a status costs, so parts are taken in pairs.
 
-        A message of another number of parts becomes pairs of its sender's own, and one part that
-        is left over; libzmq never mixes the parts of two messages.
+        Asking of each part whether more belong to it would double the time, so that is asked only
+        where a pair is none by its looks. A message of another number of parts becomes pairs
+        of its sender's own, and what is left over; what others send is never torn apart.
         """
         receive = self._xsub.recv
         try:
             for _ in range(_PER_TURN):
-                topic = receive(_NOW, False)
-                if topic.more:
-                    into.append((topic.bytes, receive(_NOW)))
-                else:
+                topic = receive(_NOW)
+                try:
+                    frame = receive(_NOW)
+                    while not topic < _MAP <= frame and self._xsub.getsockopt(zmq.RCVMORE):
+                        self.counts["wrong_parts"] += 1  # topic was left over, and a message begins with frame
+                        topic, frame = frame, receive(_NOW)
+                except zmq.Again:
                     self.counts["wrong_parts"] += 1
+                    return
+                into.append((topic, frame))
         except zmq.Again:
             return
 
@@ -228,7 +250,8 @@ class Broker:
             self._wanted.clear()
         for topic in list(islice(self._owed, _REPLAYED_AT_ONCE)):
             del self._owed[topic]
-            self._send(topic, self._last[topic])
+            if topic in self._last:
+                self._send(topic, self._last[topic].frame)
 
     def look_at_subscribers(self, now_s: float) -> None:
         """Cut those that take nothing; call it every second or so."""
@@ -237,6 +260,11 @@ class Broker:
     def restart_windows(self, late_s: float) -> None:
         """This process itself was away for late_s: nobody could have taken anything."""
         self._audience.restart_windows(late_s)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody wants anything of what is published."""
+        return self._audience.is_there
 
     @property
     def subscribers(self) -> int:
@@ -249,21 +277,29 @@ class Broker:
 
     def last_frames(self) -> list[bytes]:
         """The last value of every topic that has one."""
-        return list(self._last.values())
+        return [kept.frame for kept in self._last.values()]
+
+    def keep(self, topic: bytes, kept: Kept) -> None:
+        """What this holds is the topic's last value from now on, and whatever it will hold."""
+        if topic in self._last or len(self._last) < _TOPICS_KEPT:
+            self._last[topic] = kept
+        else:
+            self.counts["topics_not_kept"] += 1
+
+    def forget(self, topic: bytes) -> None:
+        """The topic has no last value any more."""
+        self._last.pop(topic, None)
 
     def publish(self, topic: bytes, frame: bytes, *, keep: bool) -> None:
         """Send to the subscribers of the topic; keep it as the topic's last value if asked to."""
         if keep:
-            if topic in self._last or len(self._last) < _TOPICS_KEPT:
-                self._last[topic] = frame
-            else:
-                self.counts["topics_not_kept"] += 1
+            self.keep(topic, _LastValue(frame))
         if self._audience.wants(topic):
             self._send(topic, frame)
 
     def _send(self, topic: bytes, frame: bytes) -> None:
-        self._xpub.send(topic, _NOW_AND_MORE)  # an XPUB drops what a subscriber has no room for, and never says Again
-        self._xpub.send(frame, _NOW)
+        self._send_part(topic, _NOW_AND_MORE)  # an XPUB drops what a subscriber has no room for, and never says Again
+        self._send_part(frame, _NOW)
 
     def to_agent(self, routing_id: bytes, frame: bytes) -> None:
         """Send to one agent; a ROUTER drops what is for nobody."""

@@ -13,11 +13,16 @@ NODE = "node/"
 EVENT = "event/"
 
 
+def status_topic(instance: str) -> str:
+    """The topic of this instance's statuses."""
+    return f"{STATUS}{instance}/"
+
+
 def topic_of(message: Telemetry) -> str:
     """The one topic under which this message may be published."""
     match message:
         case DaemonStatus():
-            return f"{STATUS}{message.instance}/"
+            return status_topic(message.instance)
         case NodeStatus():
             return f"{NODE}{message.host}/"
         case Event():

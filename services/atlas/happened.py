@@ -20,6 +20,26 @@ FIELD_CHARS = 256
 FACTS_BYTES = 4096
 """Whoever can publish may send events, and a message may have a MiB."""
 AHEAD_S = 60.0
+NAMES_NUMBERED = 50_000
+
+
+class Numbering:
+    """1, 2, 3 … for each name. Of too many names the one not used for longest is forgotten, and yet never goes back."""
+
+    def __init__(self, most: int = NAMES_NUMBERED) -> None:
+        self._most = most
+        self._last: dict[str, int] = {}
+        """In the order of their use."""
+        self._forgotten = 0
+        """The largest number of a name that has been forgotten."""
+
+    def next(self, name: str) -> int:
+        """The name's next number; after it was forgotten a larger one than it ever had, which looks like a gap."""
+        number = self._last.pop(name, self._forgotten) + 1
+        self._last[name] = number
+        if len(self._last) > self._most:
+            self._forgotten = max(self._forgotten, self._last.pop(next(iter(self._last))))
+        return number
 
 
 class Happened:

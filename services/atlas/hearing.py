@@ -6,13 +6,13 @@ always so is asked first, and nothing is made that is not kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bus.broker import Broker, Frames
 from bus.codec import Decoder, FrameError, encode
 from bus.messages import DaemonStatus, Event, NodeStatus, SnapshotReply, Telemetry
-from bus.topics import topic_of
-from services.atlas.fleet import MAX_MEMBERS, Fleet, Happening, Refused
+from bus.topics import status_topic, topic_of
+from services.atlas.fleet import Fleet, Happening, Member, Refused
 from services.atlas.happened import Happened
 
 _PART_BYTES = 256 << 10
@@ -42,20 +42,21 @@ class Hearing:
         self._events = events
         self._dropped = dropped
         self._decoder: Decoder[Telemetry] = Decoder(Telemetry)
-        self._instances: dict[bytes, str] = {}
-        """Topic → the instance whose statuses may come under it; each is worked out once."""
+        self._known: dict[bytes, Member] = {}
+        """Topic → the member whose statuses may come under it; each is worked out once."""
 
     def hear(self, broker: Broker, frames: Iterable[Frames], now_s: float) -> Iterator[Happening]:
         """Take these; what has happened, one by one, each after the message that shows it has been published."""
-        decode, instances, fleet, publish = self._decoder.decode, self._instances, self._fleet, broker.publish
+        decode, known, hear_again, publish = self._decoder.decode, self._known, self._fleet.hear_again, broker.publish
+        is_watched = broker.is_watched
         for topic, frame in frames:
             try:
                 message = decode(frame)
-                if type(message) is DaemonStatus:
-                    if instances.get(topic) != message.instance:
-                        self._check(topic, message)
-                    happenings = fleet.hear(message, now_s)
-                    publish(topic, frame, keep=True)
+                held = known.get(topic)
+                if held is not None and type(message) is DaemonStatus and message.instance == held.instance:
+                    happenings = hear_again(held, message, now_s, frame)
+                    if is_watched:
+                        publish(topic, frame, keep=False)  # the member keeps it
                     if happenings:
                         yield from happenings
                 else:
@@ -66,19 +67,35 @@ class Hearing:
     def _hear_other(
         self, broker: Broker, topic: bytes, frame: bytes, message: Telemetry, now_s: float
     ) -> Iterator[Happening]:
-        self._check(topic, message)
-        if isinstance(message, NodeStatus):
+        if topic != topic_of(message).encode():
+            raise Refused("wrong_topic", f"{topic!r} does not fit {type(message).__name__}")
+        if isinstance(message, DaemonStatus):
+            yield from self._hear_first(broker, topic, frame, message, now_s)
+        elif isinstance(message, NodeStatus):
             happenings = self._fleet.hear_node(message, now_s)
             broker.publish(topic, frame, keep=True)
+            for happening in happenings:
+                if happening.kind == "removed":
+                    self._forget(broker, happening.instance)
             yield from happenings
         elif isinstance(message, Event):
             kept = self._events.append(message)
             if kept is not None:
                 broker.publish(topic, frame if kept is message else encode(kept), keep=False)
 
-    def _check(self, topic: bytes, message: Telemetry) -> None:
-        """Raise Refused unless the message is under its own topic."""
-        if topic != topic_of(message).encode():
-            raise Refused("wrong_topic", f"{topic!r} does not fit {type(message).__name__}")
-        if isinstance(message, DaemonStatus) and len(self._instances) < MAX_MEMBERS:
-            self._instances[topic] = message.instance
+    def _hear_first(
+        self, broker: Broker, topic: bytes, frame: bytes, status: DaemonStatus, now_s: float
+    ) -> Sequence[Happening]:
+        happenings = self._fleet.hear(status, now_s, frame)
+        broker.publish(topic, frame, keep=False)
+        member = self._fleet.members.get(status.instance)
+        if member is not None:
+            self._known[topic] = member
+            broker.keep(topic, member)
+        return happenings
+
+    def _forget(self, broker: Broker, instance: str) -> None:
+        if instance not in self._fleet.members:
+            topic = status_topic(instance).encode()
+            self._known.pop(topic, None)
+            broker.forget(topic)

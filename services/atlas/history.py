@@ -32,6 +32,7 @@ from cdn_daemon.limits import KiB, MiB
 from cdn_daemon.settings import SettingError
 from services.atlas import samples
 from services.atlas.ends import AT_ONCE, Ends
+from services.atlas.fleet import Said
 from services.atlas.queries import Life, Queries
 from services.atlas.samples import Row
 from services.atlas.store import Batch, Store, Unusable, in_words, is_damage, put_aside
@@ -70,8 +71,8 @@ _INTEGER_MOST = (1 << 62) - 1
 class Source(Protocol):
     """Whom the thread asks: the switchboard."""
 
-    def statuses(self) -> list[DaemonStatus]:
-        """The last status of each instance."""
+    def said(self) -> list[Said]:
+        """What each instance said last."""
 
     def commands(self, limit: int) -> tuple[CommandView, ...]:
         """The newest commands, oldest first."""
@@ -284,31 +285,33 @@ class History:
         return max(1, math.ceil(services / SAMPLED_A_SECOND))
 
     def _sample(self, now_s: float) -> None:
-        statuses = self._source.statuses()
-        every = self._every(len(statuses))
-        for status in statuses:
-            name = status.instance
+        everybody = self._source.said()
+        every = self._every(len(everybody))
+        for said in everybody:
+            name = said.instance
             held = self._heard.get(name)
             if held is None and len(self._heard) >= INSTANCES_MOST:
                 self.counts["instances_dropped"] += 1
                 continue
-            if held is not None and held[:2] == (status.incarnation, status.seq):
+            if held is not None and held[:2] == (said.incarnation, said.seq):
                 continue
-            if not 0 <= status.incarnation <= _INTEGER_MOST:
+            if not 0 <= said.incarnation <= _INTEGER_MOST:
                 continue
             turn = self._tick_number + zlib.crc32(name.encode())
-            begins = held is None or held[0] != status.incarnation
+            begins = held is None or held[0] != said.incarnation
             if begins and held is not None:
                 self._batch.last_heard.append((held[2], name, held[0]))
-            if begins or turn % (FLUSH_S * every) == 0 or status.phase is LifecyclePhase.STOPPED:
+            if not (begins or turn % every == 0 or said.phase is LifecyclePhase.STOPPED):
+                continue
+            status = said.status
+            if begins or turn % (FLUSH_S * every) == 0 or said.phase is LifecyclePhase.STOPPED:
                 self._batch.lives.append(_life(status, now_s))
-            if begins or turn % every == 0 or status.phase is LifecyclePhase.STOPPED:
-                self._heard[name] = (status.incarnation, status.seq, now_s)
-                rows = self._waiting.setdefault(name, [])
-                rows.append(samples.row_of(status, now_s))
-                if len(rows) > ROWS_WAITING:
-                    del rows[0]
-                    self.counts["samples_dropped"] += 1
+            self._heard[name] = (said.incarnation, said.seq, now_s)
+            rows = self._waiting.setdefault(name, [])
+            rows.append(samples.row_of(status, now_s))
+            if len(rows) > ROWS_WAITING:
+                del rows[0]
+                self.counts["samples_dropped"] += 1
 
     def _take_commands(self) -> None:
         commands = self._source.commands(COMMANDS_LOOKED_AT)
@@ -352,7 +355,7 @@ class History:
             del self._waiting[name]
 
     def _forget_absent(self) -> None:
-        present = {status.instance for status in self._source.statuses()}
+        present = {said.instance for said in self._source.said()}
         self._heard = {name: heard for name, heard in self._heard.items() if name in present}
 
     def _answer(self, question: Callable[[Memory], object], done: Future[object]) -> None:

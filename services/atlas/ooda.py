@@ -111,6 +111,11 @@ class FleetLoop(OodaLoop[Seen, Wanted, Decision]):
         self._holding: dict[str, tuple[str, float]] = {}
         self._failures_held: dict[str, int] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many services it holds anything about."""
+        return len(self._rows.keys() | self._failures_held.keys())
+
     def observe(self) -> Seen | None:
         """Who has failed since the last look."""
         now_s = self._clock()
@@ -142,7 +147,12 @@ class FleetLoop(OodaLoop[Seen, Wanted, Decision]):
         for table in tables:
             if self._tables.get(table.host) is table:
                 continue
+            old = self._tables.get(table.host)
             self._tables[table.host] = table
+            if old is not None:
+                for name in {instance_of(row) for row in old.processes} - {instance_of(row) for row in table.processes}:
+                    self._rows.pop(name, None)
+                    self._failures_held.pop(name, None)
             for row in table.processes:
                 name = instance_of(row)
                 before = self._rows.get(name)

@@ -44,8 +44,8 @@ from bus.messages import (
 from bus.topics import topic_of
 from services.atlas.chain import answer_chain
 from services.atlas.coordinator import NOBODY, Action, CDNCoordinator, Record, ToAgent, ToOperator
-from services.atlas.fleet import Fleet, Happening, views
-from services.atlas.happened import Happened
+from services.atlas.fleet import Fleet, Happening, Said, views
+from services.atlas.happened import Happened, Numbering
 from services.atlas.hearing import Hearing, in_parts
 from services.atlas.history import History
 from services.atlas.journal import Entry, Journal, boot_id
@@ -75,7 +75,7 @@ class Switchboard:
         """Another, with what the journal holds, once the bus is ours: before, the file may be another ATLAS's."""
         self.history = history
         self._events = Happened(history)
-        self._event_seqs: Counter[str] = Counter()
+        self._event_seqs = Numbering()
         self.counts: Counter[str] = Counter()
         self._outcomes: Counter[tuple[str, OutcomeKind]] = Counter()
         self._named: set[tuple[str, bytes]] = set()
@@ -139,10 +139,10 @@ class Switchboard:
         with self._lock:
             self._events.restore(events)
 
-    def statuses(self) -> list[DaemonStatus]:
-        """The last status of each instance."""
+    def said(self) -> list[Said]:
+        """What each instance said last."""
         with self._lock:
-            return [member.status for member in self._fleet.members.values()]
+            return self._fleet.said()
 
     def status(self, name: str) -> DaemonStatus | None:
         """The last status of that instance; None if there was none."""
@@ -403,12 +403,11 @@ class Switchboard:
         self._coordinator.journal_problem = self._journal.problem
 
     def _announce(self, broker: Broker, happening: Happening) -> None:
-        self._event_seqs[happening.instance] += 1
         event = Event(
             id=new_id(),
             source="atlas",
             incarnation=self._incarnation,
-            seq=self._event_seqs[happening.instance],
+            seq=self._event_seqs.next(happening.instance),
             time_s=time.time(),
             host=happening.host,
             instance=happening.instance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import resource
 import shutil
@@ -25,11 +26,14 @@ from bus.broker import Broker
 from bus.codec import encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
-from bus.messages import DaemonStatus, SnapshotReply, SnapshotRequest
+from bus.messages import DaemonStatus, NodeStatus, ProcessRow, ProcessState, SnapshotReply, SnapshotRequest, Telemetry
 from bus.operators import OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
-from services.atlas.hearing import in_parts
+from bus.topics import topic_of
+from services.atlas.fleet import Fleet
+from services.atlas.happened import Happened, Numbering
+from services.atlas.hearing import Hearing, in_parts
 from tests.atlas.test_atlas import ATLAS, TINY, fleet, is_well
 from tests.bus.samples import STATUS
 from tests.support import BIN, ROOT, ServiceProcess, environment, until
@@ -285,6 +289,71 @@ def test_last_values_are_sent_in_portions(run_dir: RunDir, broker: Broker) -> No
     turn_until(broker, all_heard)
     assert portions > 1
     subscriber.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_messages_of_wrong_parts_tear_no_others_apart(run_dir: RunDir, broker: Broker, seed: int) -> None:
+    """Whatever is sent in whatever number of parts, what others send comes whole and in its order."""
+    choice = random.Random(seed)
+    parts = [b"", b"x", b"status/web-1/", b"\x80", b"\xde\x00\x01", encode(STATUS), b"status/cdn-data-fabric/"]
+    context = zmq.Context()
+    honest, hostile = context.socket(zmq.PUB), context.socket(zmq.PUB)
+    for pub in (honest, hostile):
+        pub.connect(run_dir.telemetry)
+    heard: list[tuple[bytes, bytes]] = []
+
+    def is_heard(pub: zmq.Socket[bytes], *message: bytes) -> Callable[[], bool]:
+        def asked() -> bool:
+            pub.send_multipart(message)
+            return message in broker.turn(0.01).telemetry
+
+        return asked
+
+    until(is_heard(honest, b"status/a/", b"\x80"), every_s=0.0)
+    until(is_heard(hostile, b"status/b/", b"\x80"), every_s=0.0)
+    for seq in range(1, 501):
+        for _ in range(choice.randrange(4)):
+            hostile.send_multipart(choice.choices(parts, k=choice.randrange(1, 6)))
+        honest.send_multipart(numbered(seq, "honest"))
+
+    def all_heard() -> bool:
+        heard.extend(pair for pair in broker.turn(0.01).telemetry if pair[0] == b"status/honest/")
+        return len(heard) >= 500
+
+    until(all_heard, every_s=0.0)
+    assert heard == [numbered(seq, "honest") for seq in range(1, 501)]
+    assert broker.counts["wrong_parts"]
+    context.destroy(linger=0)
+
+
+def test_what_is_removed_has_no_last_value(run_dir: RunDir, broker: Broker) -> None:
+    """A service that supervisord has no more is sent to no late subscriber, and is known again when it speaks."""
+    fleet = Fleet()
+    hearing = Hearing(fleet, Happened(None), lambda cause, source, error: pytest.fail(f"{cause} {source!r}: {error}"))
+
+    def hear(message: Telemetry) -> list[str]:
+        frames = [(topic_of(message).encode(), encode(message))]
+        return [happening.kind for happening in hearing.hear(broker, frames, 0.0)]
+
+    row = ProcessRow(name=STATUS.instance, state=ProcessState.RUNNING)
+    table = NodeStatus(host=STATUS.host, incarnation=1, seq=1, pid=1, time_s=0.0, monotonic_s=0.0, processes=(row,))
+    assert hear(STATUS) == ["appeared"]
+    assert hear(table) == []
+    newer = replace(STATUS, seq=STATUS.seq + 1)
+    assert hear(newer) == []
+    assert set(broker.last_frames()) == {encode(newer), encode(table)}
+    gone = replace(table, seq=2, processes=())
+    assert hear(gone) == ["removed"]
+    assert broker.last_frames() == [encode(gone)]
+    assert hear(newer) == ["appeared"]
+    assert set(broker.last_frames()) == {encode(newer), encode(gone)}
+
+
+def test_events_are_numbered_within_bounds() -> None:
+    """Names that are used keep their count; one that was forgotten never goes back."""
+    numbering = Numbering(most=2)
+    assert [numbering.next(name) for name in "aababca"] == [1, 2, 1, 3, 2, 1, 4]
+    assert [numbering.next("c"), numbering.next("b")] == [2, 4]
 
 
 class Pair:

@@ -155,6 +155,12 @@ def test_invented_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         fleet.hear(status(instance="web-3"), 0.0)
     assert refused.value.cause == "too_many"
     assert fleet.hear(status(1, 2, instance="web-0"), 1.0) == ()
+    monkeypatch.setattr("services.atlas.fleet.MAX_NODES", 1)
+    fleet.hear_node(node(1), 0.0)
+    with pytest.raises(Refused) as refused:
+        fleet.hear_node(node(1, host="h2"), 0.0)
+    assert refused.value.cause == "too_many"
+    assert fleet.hear_node(node(2), 1.0) == []
 
 
 @pytest.mark.parametrize("clock_s", [0.0, 1e9, 253_402_300_799.0])

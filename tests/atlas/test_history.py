@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bus import postmortems
+from bus.codec import encode
 from bus.endpoints import RunDir, prepare
 from bus.messages import CommandView, DaemonStatus, Event, HealthStatus, LifecyclePhase, OutcomeKind, PostMortem, Verb
 from bus.operators import OperatorLink
@@ -28,6 +29,7 @@ from cdn_daemon.settings import SettingError
 from services.atlas import history as history_module
 from services.atlas import samples, store
 from services.atlas.ends import Ends
+from services.atlas.fleet import Said
 from services.atlas.happened import TEXT_CHARS, Happened
 from services.atlas.history import Busy, History, Memory, limit_bytes_of
 from services.atlas.queries import QUARTER_S, Life
@@ -400,8 +402,11 @@ class Fleet:
         self.given: tuple[CommandView, ...] = ()
         self._seqs = itertools.count(1)
 
-    def statuses(self) -> list[DaemonStatus]:
-        return [replace(status, seq=next(self._seqs)) for status in self.told]
+    def said(self) -> list[Said]:
+        return [
+            Said(status.instance, status.incarnation, next(self._seqs), status.phase, encode(status))
+            for status in self.told
+        ]
 
     def commands(self, limit: int) -> tuple[CommandView, ...]:
         return self.given[-limit:]

@@ -110,6 +110,21 @@ class World:
         return now
 
 
+def test_names_that_are_gone_are_forgotten() -> None:
+    """A thousand programs that came and went cost nothing, and nothing is concluded from their going."""
+    world = World()
+    for number in range(1000):
+        name = f"job-{number}"
+        world.rows[name] = ProcessRow(name=name, state=RUNNING, pid=next(world.pids))
+        world.run(0.1)
+        world.becomes(name, BACKOFF)
+        world.run(0.1)
+        del world.rows[name]
+    world.run(1.0)
+    assert world.loop.remembered <= 10
+    assert world.holding() == {}
+
+
 def test_it_is_a_loop_like_any_other() -> None:
     """Stepped by the daemon, shown by GET /ooda, switched by the same command."""
     assert issubclass(FleetLoop, OodaLoop)
