@@ -33,6 +33,7 @@ TOLD_EVERY_S = 10.0
 TOLD_AGAIN_S = 600.0
 """What was sighted so short before a restart is told again, under the same id: it may not have got out."""
 SWEEP_S = 60.0
+CATCH_UP_S = 2.0
 _NAMESPACE = uuid.UUID("0ed56c3f-3c5a-5a0e-9c51-6b8bb5a3a1f4")
 
 
@@ -70,11 +71,15 @@ class Intel:
                 self._tell(one, ())
 
     async def background(self) -> None:
-        """Forget what has expired, until cancelled."""
+        """Forget what has expired, and see what another process over the same database does, until cancelled."""
+        swept_s = time.monotonic()
         while True:
-            await asyncio.sleep(SWEEP_S)
-            if ended := await asyncio.to_thread(self.store.expire, time.time()):
-                log.info("%d listings have expired", ended)
+            await asyncio.sleep(CATCH_UP_S)
+            await asyncio.to_thread(self.store.catch_up)
+            if time.monotonic() - swept_s >= SWEEP_S:
+                swept_s = time.monotonic()
+                if ended := await asyncio.to_thread(self.store.expire, time.time()):
+                    log.info("%d listings have expired", ended)
 
     # -- feeds --------------------------------------------------------------------------------------------
 

@@ -54,7 +54,12 @@ CREATE TABLE IF NOT EXISTS statuses (number INTEGER PRIMARY KEY, id TEXT NOT NUL
 PRAGMA user_version={VERSION};
 """
 LISTING = "key, indicator, first_s, last_s, until_s, confidence"
-LATEST = "version_us = (SELECT max(version_us) FROM objects n WHERE n.id = o.id AND n.feed = o.feed)"
+VERSIONS = {
+    "last": "o.version_us = (SELECT max(n.version_us) FROM objects n WHERE n.id = o.id AND n.feed = o.feed)",
+    "first": "o.version_us = (SELECT min(n.version_us) FROM objects n WHERE n.id = o.id AND n.feed = o.feed)",
+    "all": "1",
+}
+"""Of an object o, by TAXII's words for them."""
 
 
 INDICATED = """

@@ -122,6 +122,8 @@ class Store:
         self._readers: queue.SimpleQueue[apsw.Connection] = queue.SimpleQueue()
         self._opening = threading.Lock()
         self._added_us = 0
+        self._version: object = None
+        """SQLite's data_version as of the last look."""
 
     @property
     def path(self) -> Path:
@@ -159,6 +161,17 @@ class Store:
             if not self.index.feeds:
                 now_s = time.time()
                 self._make(Feed(name=INBOX, kind=FeedKind.STIX, created_s=now_s, updated_s=now_s))
+
+    def catch_up(self) -> None:
+        """Read all anew if another process over the same database has changed it."""
+
+        def look(connection: apsw.Connection) -> None:
+            version = connection.pragma("data_version")  # changes with others' commits, not with this connection's own
+            if self._version is not None and version != self._version:
+                self._load(connection)
+            self._version = version
+
+        self.writer.submit(look, urgent=True).result()
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close the database."""
@@ -244,6 +257,21 @@ class Store:
                 (low, high, self.limits.inside + 34),  # the networks that begin where this one does are at most so many
             )
         return [key for (key,) in keys if int(key.partition("/")[2] or 999) > bits][: self.limits.inside + 1]
+
+    def keys(self, feed: str, after: str, limit: int) -> list[str]:
+        """What the feed lists, in the order of its keys, from the one after that."""
+        with self.reading() as connection:
+            found = sql.query(
+                connection,
+                "SELECT DISTINCT key FROM listings WHERE feed = ? AND key > ? ORDER BY key LIMIT ?",
+                (feed, after, limit),
+            )
+        return [key for (key,) in found]
+
+    def has_object(self, feed: str, id: str) -> bool:
+        """Whether the feed has any version of it."""
+        with self.reading() as connection:
+            return bool(sql.query(connection, "SELECT 1 FROM objects WHERE id = ? AND feed = ? LIMIT 1", (id, feed)))
 
     # -- feeds --------------------------------------------------------------------------------------------
 
@@ -341,6 +369,8 @@ class Store:
             sql.write_feed(connection, kept)
             loaded = Loaded(accepted=len(rows))
             touched: set[str] = set()
+            # Another process over the same database may have added some since.
+            self._added_us = max(self._added_us, connection.execute("SELECT max(added_us) FROM objects").get or 0)
             if is_whole:
                 wanted = {row.found.id for row in rows}
                 for (gone,) in sql.query(connection, "SELECT DISTINCT id FROM objects WHERE feed = ?", (feed.name,)):
@@ -534,19 +564,20 @@ class Store:
 
     # -- allow-list, sightings, verdicts ------------------------------------------------------------------
 
-    def allow(self, value: Value, note: str) -> None:
-        """Have the value, and what lies below it, never called malicious. Returns once that is on disk."""
-        if len(self.index.allowed) >= self.limits.allowed:
-            raise RefusedError(409, "cannot allow one more", limit=self.limits.allowed, next="DELETE one")
+    def allow(self, values: Sequence[Value], note: str) -> None:
+        """Have the values, and what lies below them, never called malicious. Returns once that is on disk."""
+        if len(self.index.allowed) + len(values) > self.limits.allowed:
+            raise RefusedError(409, "cannot allow so many", limit=self.limits.allowed, next="DELETE some")
 
         def write(connection: apsw.Connection) -> Networks:
-            connection.execute(
-                "INSERT OR REPLACE INTO allowed VALUES (?, ?, ?, ?)", (value.key, str(value.kind), note, time.time())
+            connection.executemany(
+                "INSERT OR REPLACE INTO allowed VALUES (?, ?, ?, ?)",
+                [(value.key, str(value.kind), note, time.time()) for value in values],
             )
             return sql.allowed_networks_in(connection)
 
         def then(networks: Networks) -> None:
-            self._swap(allowed=self.index.allowed | {value.key}, allowed_networks=networks)
+            self._swap(allowed=self.index.allowed | {value.key for value in values}, allowed_networks=networks)
 
         self.writer.submit(write, then=then).result()
 
