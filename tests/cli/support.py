@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,17 @@ def write_conf(directory: Path, programs: Mapping[str, str], *, extra: str = "")
     return path
 
 
-def fleet_copy(directory: Path) -> Path:
-    """The project's own supervisord.conf in another directory, with the services beside it."""
-    shutil.copy(ROOT / "supervisord.conf", directory)
+SMALL_FLEET = ("atlas", "cdn-data-fabric", "gateway-primary")
+
+
+def fleet_copy(directory: Path, programs: Sequence[str] = SMALL_FLEET) -> Path:
+    """The project's own supervisord.conf with these of its programs, in another directory, the services beside it."""
+    head, *sections = re.split(r"(?m)^(?=\[program:)", (ROOT / "supervisord.conf").read_text())
+    wanted = [section for section in sections if section.startswith(tuple(f"[program:{name}]" for name in programs))]
+    path = directory / "supervisord.conf"
+    path.write_text("".join([head, *wanted]))
     (directory / "services").symlink_to(ROOT / "services")
-    return directory / "supervisord.conf"
+    return path
 
 
 @contextmanager
