@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
@@ -40,7 +41,7 @@ AT_ONCE = 100
 """In one tick, so that what is said again neither delays the daemon nor overflows ZeroMQ's queue."""
 TEXT_CHARS = 2000
 FACTS_BYTES = 4096
-ID_CHARS = 256
+_ID = re.compile(r"[!-~]{1,256}")
 """ATLAS keeps no larger ones."""
 
 WAIT_S = 0.1
@@ -98,15 +99,16 @@ class Outbox:
         """Keep an event, to be sent at once; its id. Raises EventError."""
         kind, content = _plain(facts)
         for what, given in (("id", id), ("cause", cause)):
-            if given is not None and not 1 <= len(given) <= ID_CHARS:
-                raise EventError(f"cannot emit {kind} with {what} {given!r:.50}: it must have 1 to {ID_CHARS} letters")
+            if given is not None and not _ID.fullmatch(given):
+                raise EventError(
+                    f"cannot emit {kind} with {what} {given!r:.50}: it must be 1 to 256 visible ASCII letters"
+                )
         id = id or new_id()
+        text = text[:TEXT_CHARS].encode(errors="replace").decode()
         now_s = time.monotonic()
         with self._lock:
             self.emitted += 1
-            self._kept.append(
-                Emitted(self.emitted, id, time.time(), now_s, kind, facts.VERSION, text[:TEXT_CHARS], content, cause)
-            )
+            self._kept.append(Emitted(self.emitted, id, time.time(), now_s, kind, facts.VERSION, text, content, cause))
             self._forget(now_s)
             sleeps, self.waits = not self.waits, True
         if sleeps and self.wake is not None:
@@ -146,7 +148,8 @@ def _plain(facts: Facts) -> tuple[str, dict[str, Any]]:
     kind = kind_of(type(facts))
     try:
         encoded = msgspec.json.encode(facts)
-    except (TypeError, ValueError, RecursionError) as error:
+        msgspec.msgpack.encode(facts)  # which knows no integers over 64 bits
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise EventError(f"cannot emit {kind}: {error}") from error
     if len(encoded) > FACTS_BYTES:
         raise EventError(f"cannot emit {kind}: its facts have {len(encoded)} bytes, the limit is {FACTS_BYTES}")

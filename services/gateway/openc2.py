@@ -31,7 +31,6 @@ ACTIONS = re.compile(
     "|copy|investigate|remediate"
 )
 """Of the language; which of them are implemented, PAIRS says."""
-CAUSE_MAX_CHARS = 256
 _ID = re.compile(r"[!-~]{1,36}")
 _TIME_MAX_MS = 1 << 53
 
@@ -58,7 +57,7 @@ class Failed(Exception):
 class OwnArgs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What this actuator takes beside what the language has."""
 
-    cause: Annotated[str, msgspec.Meta(min_length=1, max_length=CAUSE_MAX_CHARS)] | None = None
+    cause: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,256}\Z")] | None = None
     """Id of the event on the bus that the command is because of."""
 
 

@@ -23,7 +23,7 @@ from bus.ids import new_id
 from bus.messages import Event, EventsReply, EventsRequest, Facts, Reaction, Sighting
 from bus.operators import OperatorLink
 from bus.publisher import Publisher
-from cdn_daemon.events import FACTS_BYTES, KEPT, KEPT_S, EventError, Outbox
+from cdn_daemon.events import FACTS_BYTES, KEPT, KEPT_S, TEXT_CHARS, EventError, Outbox
 from cdn_daemon.service import DeclarationError, Service
 from cdn_daemon.web import nothing_here
 from tests.support import BIN, ROOT, ServiceProcess, environment, until
@@ -263,17 +263,30 @@ def test_declarations() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts",
-    [Ownish(what="x" * FACTS_BYTES), Ownish(what=object()), Ownish(what={1j: 2}), Ownish(what=[[]] * FACTS_BYTES), 5],
+    "what", ["x" * FACTS_BYTES, object(), {1j: 2}, [[]] * FACTS_BYTES, 1 << 70, "\ud800"], ids=type
 )
-def test_what_cannot_be_emitted(facts: Any) -> None:
+def test_what_cannot_be_emitted(what: Any) -> None:
     """It is refused at once, and nothing of it is kept."""
     outbox = Outbox()
-    with pytest.raises(EventError, match=r"^cannot "):
-        outbox.put(facts, "text")
-    with pytest.raises(EventError, match="cause"):
-        outbox.put(SIGHTING, "text", cause="x" * 300)
+    with pytest.raises(EventError, match=r"^cannot emit ownish: "):
+        outbox.put(Ownish(what=what), "text")
+    with pytest.raises(EventError, match=r"^cannot take <class 'str'> for facts"):
+        outbox.put("x", "text")  # type: ignore[arg-type]
+    for bad in ("x" * 300, "", "a b", "\ud800", "ü"):
+        with pytest.raises(EventError, match="with cause"):
+            outbox.put(SIGHTING, "text", cause=bad)
+        with pytest.raises(EventError, match="with id"):
+            outbox.put(SIGHTING, "text", id=bad)
     assert outbox.take() == []
+
+
+def test_any_text_can_be_emitted() -> None:
+    """It is cut and mended, so that the daemon can send it."""
+    outbox = Outbox()
+    outbox.put(SIGHTING, "\ud800 ü" + "x" * 5000)
+    (emitted,) = outbox.take()
+    assert emitted.text.startswith("? ü")
+    assert len(emitted.text) == TEXT_CHARS
 
 
 # -- the outbox, against a small model -------------------------------------------------------------------

@@ -212,6 +212,7 @@ def test_features(fleet: Fleet) -> None:
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"slpf": {}}}', 501),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": 1}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": {"cause": ""}}}', 400),
+        (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": {"cause": "a b"}}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "args": {"x-cdn-gateway": {"because": "x"}}}', 400),
         (b'{"action": "deny", "target": {"ipv4_net": "1.2.3.4"}, "actuator": {"er": {}}}', 501),
         (b'{"action": "deny", "target": {"domain_name": "x.example"}}', 501),
