@@ -19,7 +19,7 @@ except SettingError as error:
 
 service = Service(NAME, app=gateway, port=18600, ooda=gateway.optimizer, background=gateway.background)
 service.metrics(gateway.numbers)
-gateway.announce_by(lambda blocked, text, cause: service.emit(blocked, text, cause=cause))
+gateway.announce_by(lambda told: service.emit(told.blocked, told.text, cause=told.cause, id=told.id))
 
 
 @service.check(every_s=5, timeout_s=1, fails_after=2)

@@ -23,6 +23,8 @@ from services.gateway.blocklist import Blocklist, Network, Rule
 log = logging.getLogger(__name__)
 
 COMMANDS_KEPT = 10_000
+TOLD_KEPT_S, TOLD_KEPT = 600.0, 1000
+"""What has become of the list is told again for so long by who comes after this process: it may not have been heard."""
 _VERSION = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS rules (
@@ -31,6 +33,7 @@ CREATE TABLE IF NOT EXISTS rules (
 CREATE TABLE IF NOT EXISTS commands (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, content BLOB NOT NULL, answer BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS told (number INTEGER PRIMARY KEY, at_s REAL NOT NULL, told BLOB NOT NULL);
 """
 
 
@@ -115,11 +118,18 @@ class BlockStore:
             self._closed = True
             self.broken = "cannot write the block-list: this gateway is ending"
 
-    def once(self, id: str, content: bytes, do: Callable[[], tuple[bytes, Rule | Network | None]]) -> bytes:
+    def once(
+        self,
+        id: str,
+        content: bytes,
+        do: Callable[[], tuple[bytes, Rule | Network | None]],
+        told: Callable[[Rule | Network], bytes],
+    ) -> bytes:
         """Do what a command says, and answer; the second time only answer.
 
         ``do`` returns the answer and what becomes of the list: a rule that is new, a network whose rule is gone,
-        or None. It is called with nobody else changing the list. Returns once all of it is on disk.
+        or None; ``told`` what is told of that, and told again by ``told_lately``. Both are called with nobody else
+        changing the list. Returns once all of it is on disk.
         Raises StoreError, or ValueError if the id was another command's.
         """
         with self._lock:
@@ -134,6 +144,9 @@ class BlockStore:
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     self._write(db, change)
+                    if change is not None:
+                        db.execute("INSERT INTO told (at_s, told) VALUES (?, ?)", (time.time(), told(change)))
+                        db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_KEPT,))
                     db.execute("INSERT INTO commands (id, content, answer) VALUES (?, ?, ?)", (id, content, answer))
                     db.execute(
                         "DELETE FROM commands WHERE number <= (SELECT max(number) FROM commands) - ?", (COMMANDS_KEPT,)
@@ -150,6 +163,17 @@ class BlockStore:
             elif change is not None:
                 self.rules.remove(change)
             return answer
+
+    def told_lately(self) -> list[bytes]:
+        """What was told lately of changes, oldest first; what is older is forgotten. Raises StoreError."""
+        with self._lock:
+            if self._db is None:
+                return []
+            try:
+                self._db.execute("DELETE FROM told WHERE at_s < ?", (time.time() - TOLD_KEPT_S,))
+                return [bytes(told) for (told,) in self._db.execute("SELECT told FROM told ORDER BY number")]
+            except sqlite3.Error as error:
+                raise StoreError(f"cannot read the block-list in {self._path}: {error}") from error
 
     def _write(self, db: sqlite3.Connection, change: Rule | Network | None) -> None:
         if isinstance(change, Rule):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus.ids import new_id
 from bus.messages import Blocked
 from cdn_daemon.tokens import is_bearer, token_in
 from cdn_daemon.web import Receive, Scope, Send
@@ -39,8 +40,8 @@ class Consumer:
         self._changed = changed
         self.commands: Counter[tuple[str, int]] = Counter()
         """By action and status."""
-        self.announce: Callable[[Blocked, str, str | None], object] = _nobody
-        """Tells other services of a change: what it is, the same in words, and its cause."""
+        self.announce: Callable[[Told], object] = _nobody
+        """Tells other services what has become of the list."""
 
     def arm(self) -> None:
         """See that there is a token; raises TokenError."""
@@ -89,29 +90,49 @@ class Consumer:
 
         if command.action == "query":
             return do()[0]
-        changes: list[Rule | Network] = []
+        id = command.id or f"own-{secrets.token_hex(12)}"
+        made: list[Told] = []
 
         def do_encoded() -> tuple[bytes, Rule | Network | None]:
             answer, change = do()
-            changes.extend([] if change is None else [change])
             return msgspec.json.encode(answer), change
 
-        id = command.id or f"own-{secrets.token_hex(12)}"
+        def tell(change: Rule | Network) -> bytes:
+            blocked = blocked_of(change, id, client, ahead_s=time.time() - time.monotonic())
+            made.append(Told(id=new_id(), cause=command.args.own.cause, text=in_words(blocked), blocked=blocked))
+            return msgspec.json.encode(made[0])
+
         try:
-            encoded = self._store.once(id, body, do_encoded)
+            encoded = self._store.once(id, body, do_encoded, tell)
         except ValueError as error:
             raise openc2.Failed(400, f"cannot take the command: {error}") from error
-        for change in changes:
-            blocked = blocked_of(change, id, client, ahead_s=time.time() - time.monotonic())
-            self.announce(blocked, in_words(blocked), command.args.own.cause)
+        for told in made:
+            self.announce(told)
         return msgspec.json.decode(encoded, type=openc2.Answer)
+
+    def announce_again(self) -> None:
+        """Tell what the process before has told lately: nobody may have heard it. Blocks."""
+        try:
+            for told in self._store.told_lately():
+                self.announce(msgspec.json.decode(told, type=Told))
+        except (StoreError, msgspec.MsgspecError) as error:
+            log.warning("cannot tell again what has become of the block-list: %s", error)
 
     def _note(self, client: str, what: str, answer: openc2.Answer) -> None:
         self.commands[what.partition(" ")[0] or "unknown", answer.status] += 1
         log.info("openc2: %s from %s: %d %s", what or "no command", client, answer.status, answer.status_text)
 
 
-def _nobody(blocked: Blocked, text: str, cause: str | None) -> None:
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of ours, as it is kept."""
+
+    id: str
+    cause: str | None
+    text: str
+    blocked: Blocked
+
+
+def _nobody(told: Told) -> None:
     """Before there is a service that could tell."""
 
 

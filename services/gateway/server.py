@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from bus.endpoints import RunDir
-from bus.messages import Blocked, OodaMode
+from bus.messages import OodaMode
 from cdn_daemon.service import ConfigurationError
 from cdn_daemon.tokens import TokenError
 from cdn_daemon.web import Receive, Scope, Send
@@ -20,7 +20,7 @@ from services.gateway.balance import Balance, Ledger
 from services.gateway.blocklist import Blocklist
 from services.gateway.blockstore import BlockStore, StoreError
 from services.gateway.budget import Rates
-from services.gateway.consumer import PATHS, Consumer
+from services.gateway.consumer import PATHS, Consumer, Told
 from services.gateway.errors import Refusal
 from services.gateway.feed import Feed
 from services.gateway.ooda import RoutingOptimizer
@@ -96,6 +96,7 @@ class Gateway:
         try:
             await asyncio.to_thread(self._store.open)
             self._consumer.arm()
+            await asyncio.to_thread(self._consumer.announce_again)
         except (StoreError, TokenError) as error:
             self._unusable = error
         self._opened.set()
@@ -124,7 +125,7 @@ class Gateway:
             self._feed.stop()
             self._pool.sweep(everything=True)
 
-    def announce_by(self, emit: Callable[[Blocked, str, str | None], object]) -> None:
+    def announce_by(self, emit: Callable[[Told], object]) -> None:
         """From now on whatever becomes of the block-list is told by this."""
         self._consumer.announce = emit
 

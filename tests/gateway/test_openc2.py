@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from bus.messages import Blocked, Event
 from services.gateway import openc2
-from services.gateway.blocklist import Blocklist, Rule, parse_network
+from services.gateway.blocklist import Blocklist, Network, Rule, parse_network
 from services.gateway.blockstore import BlockStore, StoreError
 from tests.gateway.sockets import Peer, echoing_heads
 from tests.gateway.support import Fleet, Process, a_fleet
@@ -302,6 +303,38 @@ def test_sigkill_forgets_nothing_and_garbage_is_not_a_list() -> None:
             assert "cannot use the block-list in" in gateway.log()
 
 
+def told(change: Rule | Network) -> bytes:
+    """Of a change, for the store."""
+    return f"told of {change.network if isinstance(change, Rule) else change}".encode()
+
+
+def test_what_is_told_is_told_again_by_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told in the last ten minutes, oldest first, and no more than is kept; not what changed nothing."""
+    monkeypatch.setattr("services.gateway.blockstore.TOLD_KEPT", 3)
+    now_s = time.time()
+    monkeypatch.setattr("services.gateway.blockstore.time.time", lambda: now_s)
+
+    def next_process() -> BlockStore:
+        store = BlockStore(tmp_path / "blocks.db", Blocklist())
+        store.open()
+        return store
+
+    store = next_process()
+    networks = [parse_network(f"192.0.2.{number}", 4) for number in range(6)]
+    rules = [Rule(network=network, allow=False, starts_s=0.0) for network in networks]
+    for number, rule in enumerate(rules):
+        store.once(f"c{number}", b"", lambda rule=rule: (b"", rule), told)  # type: ignore[misc]
+    store.once("again", b"", lambda: (b"", None), told)
+    store.close()
+    store = next_process()
+    assert store.told_lately() == [f"told of 192.0.2.{number}/32".encode() for number in (3, 4, 5)]
+    store.close()
+    now_s += 601
+    store = next_process()
+    assert store.told_lately() == []
+    store.close()
+
+
 def test_a_disk_that_takes_nothing_frees_nobody() -> None:
     """The rules on it are obeyed, a new one is refused with 500, and once it can be written it is."""
     with short_dir() as path:
@@ -310,19 +343,19 @@ def test_a_disk_that_takes_nothing_frees_nobody() -> None:
         store = BlockStore(state / "blocks.db", rules)
         store.open()
         denied = Rule(network=parse_network("203.0.113.1", 4), allow=False, starts_s=0.0)
-        store.once("one", b"", lambda: (b"", denied))
+        store.once("one", b"", lambda: (b"", denied), told)
         store.close()
         (state / "blocks.db-shm").mkdir()  # as root, permissions stop nobody
         store = BlockStore(state / "blocks.db", Blocklist())
         store.open()
         assert store.rules.refuses("203.0.113.1", time.monotonic())
         with pytest.raises(StoreError, match="cannot write the block-list"):
-            store.once("two", b"", lambda: (b"", denied))
+            store.once("two", b"", lambda: (b"", denied), told)
         with pytest.raises(StoreError):
             store.sweep()
         (state / "blocks.db-shm").rmdir()
         assert store.sweep() == 0
-        assert store.once("two", b"", lambda: (b"done", denied)) == b"done"
+        assert store.once("two", b"", lambda: (b"done", denied), told) == b"done"
         store.close()
 
 
