@@ -13,7 +13,9 @@ from bus.context import share, unshare
 from bus.messages import Telemetry
 from bus.topics import topic_of
 
-_MORE = zmq.SNDMORE | zmq.DONTWAIT
+# As plain numbers: each operation on an enum's members takes as long as all of libzmq's part.
+_NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class Publisher:
@@ -32,8 +34,8 @@ class Publisher:
     def publish(self, message: Telemetry) -> None:
         """Send one message under its topic; PUB never blocks."""
         frame = encode(message)
-        self._socket.send(topic_of(message).encode(), _MORE)
-        self._socket.send(frame, zmq.DONTWAIT)
+        self._socket.send(topic_of(message).encode(), _NOW_AND_MORE)
+        self._socket.send(frame, _NOW)
 
     def fileno(self) -> int:
         """For select and poll: readable when somebody *may* have subscribed; edge-triggered."""
@@ -42,8 +44,8 @@ class Publisher:
     def has_new_subscriber(self) -> bool:
         """Whether somebody has subscribed since the last call, and so has not heard what was published before."""
         found = False
-        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self.is_subscribed = self._socket.recv(zmq.DONTWAIT)[:1] == b"\x01"
+        while int(self._socket.getsockopt(_EVENTS)) & _READABLE:
+            self.is_subscribed = self._socket.recv(_NOW)[:1] == b"\x01"
             found |= self.is_subscribed
         return found
 

@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-_REPORT = 9
-"""The turn in which it is said how things are, and nothing is read."""
+_REPORT, _GREET = 9, 0
+"""The turns in which it is said how things are, and that it is there; nothing is read in them."""
 AWAY_S = 1.0
 """A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
 _EVENTS = 4
@@ -124,8 +124,8 @@ class CDNDaemon(ServiceDaemon):
         self._seq = 0
         self._said_version, self._said_mode = 0, self.ooda.mode
         self._said_under_way = ""
-        self._turn = 4
-        """Half a second before the first report: what it says has been read by then, and ATLAS reached."""
+        self._turn = 5
+        """Half a second before the first greeting: what is reported has been read by then, and ATLAS reached."""
         self._greets = False
         self._bus_stirred = True
         """Whether something may have come: a descriptor said so, or a send has swallowed its edge."""
@@ -142,7 +142,7 @@ class CDNDaemon(ServiceDaemon):
     def attach(self, loop: asyncio.AbstractEventLoop, address: str | None) -> None:
         """The service's loop runs, and it will answer at this base URL, if at any. Before ``start``."""
         self._beside.loop = loop
-        self._guard.pulse = Pulse(loop.call_soon_threadsafe)
+        self._guard.pulse = Pulse(loop)
         self._address = address
 
     def start(self) -> None:
@@ -494,13 +494,14 @@ class CDNDaemon(ServiceDaemon):
         if turn == _REPORT:
             self._measure()
             self.report()
+        elif self.health_monitor.version != self._said_version or self.ooda.mode is not self._said_mode:
+            self.report()
+        if turn == _GREET:
             self._greets = not self._greets  # every other second will do
             if self._greets:
                 self._greet()
                 self._bus_stirred = True
-        elif self.health_monitor.version != self._said_version or self.ooda.mode is not self._said_mode:
-            self.report()
-        if now_s >= self._feed_s:
+        if now_s >= self._feed_s - (TICK_S if turn == _REPORT - 1 else 0.0):  # not in the turn of the report
             self._feed_watchdog(now_s)
 
     def _back_after(self, late_s: float, now_s: float) -> None:

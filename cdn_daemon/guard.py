@@ -1,9 +1,9 @@
 """Watches its own process: the limits, the pulse of the service's loop, and the vitals.
 
 What may run away within a second is looked at more often: memory, if it is limited,
-five times a second, and a pulse at every tick for as long as it is unanswered. The
-rest is read once a second, and no two things that let go of the interpreter lock in
-one tick, so that none is long even beside a busy main thread. What follows is a
+five times a second, and the pulse at every tick for as long as a beat is late. The
+rest is read once a second, and hardly two things that let go of the interpreter lock
+in one tick, so that none is long even beside a busy main thread. What follows is a
 demand: drain and restart, or replace at once.
 """
 
@@ -24,7 +24,9 @@ from cdn_daemon.works import WORKS
 TURNS = 10
 """Ticks in which everything has been read once."""
 _PULSES = (1, 6)
-"""Turns in which the service's loop is asked to answer."""
+"""Turns in which the lag of the service's loop is looked at, whatever it is."""
+_BEAT_LATE_S = 0.05
+"""A beat that is later than this is looked at in every turn: timers are never quite on time."""
 TREND_SAID_S = 5.0
 """How often it is looked whether something approaches its limit, while there is nothing else to be said."""
 STUCK_FACTOR = 4.0
@@ -72,7 +74,7 @@ class Guard:
         memory = self._look_at_memory
         self._looks: list[Callable[[float], Demand | None] | None] = [None] * TURNS
         self._looks[0::2] = [memory, memory, memory, memory, self._put_together]
-        self._looks[1], self._looks[5] = self._look_at_cpu_and_threads, self._look_at_fds_and_children
+        self._looks[1], self._looks[7] = self._look_at_cpu_and_threads, self._look_at_fds_and_children
         self._calm_below = -math.inf
         """Of memory: what is read between two of once a second need not be followed."""
         self._says = False
@@ -89,25 +91,24 @@ class Guard:
     def tick(self, now_s: float, turn: int) -> Demand | None:
         """Look, and say what has to be done; REPLACE is said again at every tick. Turns go from 0 to TURNS - 1."""
         demand, pulse, look = None, self.pulse, self._looks[turn]
-        if pulse is not None and (turn in _PULSES or pulse.sent_s is not None):
-            demand = self._look_at_loop(pulse, now_s, turn)
+        if pulse is not None and (turn in _PULSES or now_s - pulse.due_s > _BEAT_LATE_S):
+            demand = self._look_at_loop(pulse, now_s)
         if look is not None:
             demand = look(now_s) or demand
         return Demand.REPLACE if self._replace else demand
 
-    def _look_at_loop(self, pulse: Pulse, now_s: float, turn: int) -> Demand | None:
-        if turn in _PULSES:
-            pulse.send(now_s)
+    def _look_at_loop(self, pulse: Pulse, now_s: float) -> Demand | None:
         if now_s < LONG_CALLS.until_s():
             pulse.restart_window(now_s)
         return self._follow(now_s, "loop_lag_s", pulse.lag_s(now_s))
 
     def _look_at_memory(self, now_s: float) -> Demand | None:
         """Whether it runs away; its trend is followed once a second."""
-        if self._calm_below == math.inf:
+        calm_below = self._calm_below
+        if calm_below == math.inf or self._sampler.peak_bytes() <= calm_below:
             return None
         value = self._sampler.read_memory()
-        return self._follow(now_s, "rss_bytes", value) if value is None or value > self._calm_below else None
+        return self._follow(now_s, "rss_bytes", value) if value is None or value > calm_below else None
 
     def _look_at_cpu_and_threads(self, now_s: float) -> Demand | None:
         sampler = self._sampler

@@ -49,6 +49,8 @@ class HealthMonitor:
         self._findings: dict[str, tuple[HealthStatus, str]] = {}
         self.version = 0
         """Grows with whatever may change status or reasons, so that nobody need ask for those in vain."""
+        self._said: tuple[int, HealthStatus, tuple[str, ...]] = (-1, HealthStatus.UNKNOWN, ())
+        """Status and reasons as of a version."""
 
     def due(self, now_s: float) -> list[Check]:
         """The checks to start now; call ``started`` for each."""
@@ -158,10 +160,16 @@ class HealthMonitor:
 
     def status(self) -> HealthStatus:
         """The worst of what is known; healthy when nothing speaks against it."""
-        held = {status for status, _ in self._opinions()}
-        return next((status for status in _WORST_FIRST if status in held), HealthStatus.HEALTHY)
+        return self._as_of_now()[1]
 
     def reasons(self) -> tuple[str, ...]:
         """Why it is not healthy, the worst first."""
-        opinions = sorted(self._opinions(), key=lambda opinion: _WORST_FIRST.index(opinion[0]))
-        return tuple(reason for _, reason in opinions)
+        return self._as_of_now()[2]
+
+    def _as_of_now(self) -> tuple[int, HealthStatus, tuple[str, ...]]:
+        version = self.version  # first, as another thread may put down a finding meanwhile
+        if self._said[0] != version:
+            opinions = sorted(self._opinions(), key=lambda opinion: _WORST_FIRST.index(opinion[0]))
+            status = opinions[0][0] if opinions else HealthStatus.HEALTHY
+            self._said = (version, status, tuple(reason for _, reason in opinions))
+        return self._said

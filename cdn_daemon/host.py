@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
 from typing import IO, NoReturn
 
 import uvicorn
 import uvloop
+from uvicorn.server import ServerState
 
 from bus.endpoints import RunDir, RunDirError, default_run_dir, host_name, prepare
 from bus.messages import HealthStatus
@@ -347,10 +349,34 @@ class _Host:
         return self._end()
 
 
+class _ServerState(ServerState):
+    """uvicorn's, with a Date header made when it is asked for: a server that has nothing to do need not wake for it."""
+
+    _others: list[tuple[bytes, bytes]]
+    _headers: list[tuple[bytes, bytes]]
+    _dated_s = 0
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Of every answer."""
+        now_s = int(time.time())
+        if now_s != self._dated_s:
+            self._dated_s, self._headers = now_s, [(b"date", formatdate(now_s, usegmt=True).encode()), *self._others]
+        return self._headers
+
+    @default_headers.setter
+    def default_headers(self, others: list[tuple[bytes, bytes]]) -> None:
+        self._dated_s, self._others = 0, others
+
+
 class _Server(uvicorn.Server):
     """uvicorn's, woken by an event when it is to drain instead of looking ten times a second."""
 
     _drain: asyncio.Event | None = None
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = _ServerState()
 
     async def serve_until_drained(
         self,
@@ -366,12 +392,9 @@ class _Server(uvicorn.Server):
             await self.startup(sockets=[listener])
         except SystemExit as error:  # how uvicorn says that the lifespan failed; it has logged why
             raise RuntimeError("the application could not start") from error
-        await self.on_tick(0)
+        self.server_state.default_headers = self.config.encoded_headers
         listening()
-        while not self._drain.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._drain.wait(), timeout=1.0)
-            await self.on_tick(0)  # the Date header
+        await self._drain.wait()
         await self._be_quiet(traffic)
         await closing()
         await self.shutdown(sockets=[listener])

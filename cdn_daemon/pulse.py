@@ -1,50 +1,46 @@
 """Whether the service's own loop still turns.
 
 A daemon thread that ticks proves nothing about the event loop beside it, so the
-loop has to answer a pulse. The age of an unanswered one is the loop's lag.
+loop has to show a pulse: a beat twice a second, by a timer of its own. How late a
+beat comes, or is by now, is the loop's lag.
+
+It is not asked for each beat: to wake a loop from another thread costs both of them
+more than all the rest of a tick.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Callable
-from typing import Any
+
+EVERY_S = 0.5
 
 
 class Pulse:
-    """One pulse at a time; ``send`` and ``lag_s`` are the daemon's, the answer comes from the loop."""
+    """Made, and beating, on the loop; all else is the daemon's. Each attribute has one writer, but for the last lag."""
 
-    def __init__(self, call_soon_threadsafe: Callable[..., Any]) -> None:
-        self._call = call_soon_threadsafe
-        self.sent_s: float | None = None
-        """When, if it is still unanswered."""
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.due_s = math.inf
+        """When the next beat is to come; the loop's."""
+        self._excused_s = -math.inf
+        """Nothing before this is held against the loop; the daemon's."""
         self._last_lag_s: float | None = None
+        loop.call_soon(self._beat)
 
-    def send(self, now_s: float) -> None:
-        """Send one unless the last is still unanswered; quiet once the loop has closed."""
-        if self.sent_s is not None:
-            return
-        self.sent_s = now_s
-        try:
-            self._call(self._answer)
-        except RuntimeError:  # the loop is closed: the process is on its way out
-            self.sent_s = None
-
-    def _answer(self) -> None:
-        sent_s = self.sent_s
-        if sent_s is not None:
-            self._last_lag_s = time.monotonic() - sent_s
-            self.sent_s = None
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if self.due_s != math.inf:
+            self._last_lag_s = max(0.0, now_s - max(self.due_s, self._excused_s))
+        self.due_s = now_s + EVERY_S
+        self._loop.call_later(EVERY_S, self._beat)
 
     def lag_s(self, now_s: float) -> float | None:
-        """How long the loop takes to answer, or has not answered for; None before its first answer."""
-        sent_s, last_s = self.sent_s, self._last_lag_s
-        if sent_s is None:
-            return last_s
-        return max(now_s - sent_s, last_s or 0.0)
+        """How late the last beat came, or how late the next one is, if that is more; None before the second beat."""
+        late_s, last_s = now_s - max(self.due_s, self._excused_s), self._last_lag_s
+        return last_s if late_s <= 0 else max(late_s, last_s or 0.0)
 
     def restart_window(self, now_s: float) -> None:
-        """The observer itself was away: what it waits for gets its full time again."""
-        if self.sent_s is not None:
-            self.sent_s = now_s
-        self._last_lag_s = None
+        """The observer itself was away, or the loop is excused: what is late gets its full time again."""
+        self._excused_s, self._last_lag_s = now_s, None

@@ -26,6 +26,8 @@ _RANKED_EVERY = 10
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 _CPU_WINDOW_S = 0.5
+_PEAK_SLACK = 1.1
+"""The kernel sums up the peak from what CPUs have told so far, and the present exactly, so the one may be below."""
 _LISTING_EVERY = 10
 """Where the kernel does not tell how many descriptors are open, they are listed at every tenth reading."""
 
@@ -68,6 +70,7 @@ class VitalsSampler:
         self._cpu_s = _own_cpu_s()
         self._cpu_at_s = now_s
         self._fds_asked = 0
+        self._own_bytes = 0
         self.rss_bytes: int | None = None
         self.cpu_cores: float | None = None
         self.threads: int | None = None
@@ -77,8 +80,14 @@ class VitalsSampler:
     def read_memory(self) -> int | None:
         """rss_bytes: resident memory now, with the descendants' as it was when they were last read."""
         if self._statm >= 0:
-            self.rss_bytes = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES + self._tree.pss_bytes
+            self._own_bytes = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
+            self.rss_bytes = self._own_bytes + self._tree.pss_bytes
         return self.rss_bytes
+
+    def peak_bytes(self) -> float:
+        """What memory has not exceeded so far; infinite if unknown. Costs half of reading it, and keeps the lock."""
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * _PEAK_SLACK
+        return peak_bytes + self._tree.pss_bytes if peak_bytes >= self._own_bytes else math.inf
 
     def read_cpu(self, now_s: float) -> None:
         """cpu_cores: the mean since the last reading, if that was a while ago; a start is no measure of use."""

@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from http.client import IncompleteRead
 from pathlib import Path
 from threading import Thread
@@ -57,6 +59,21 @@ def test_it_stands_alone(spawn: Spawn) -> None:
     metrics = tiny.get("/metrics")[1].decode()
     assert "cdn_service_ready{" in metrics
     assert "# TYPE tiny_things_total counter" in metrics
+
+
+def test_answers_have_the_time_of_their_making(spawn: Spawn) -> None:
+    """The Date header, though nothing wakes the server every second to make it."""
+    tiny = spawn()
+
+    def date_s() -> float:
+        with urlopen(f"{tiny.url()}/livez", timeout=10) as answer:
+            return parsedate_to_datetime(answer.headers["date"]).timestamp()
+
+    for _ in range(2):
+        before_s = time.time()
+        said_s = date_s()
+        assert int(before_s) <= said_s <= time.time()
+        until(lambda before_s=before_s: int(time.time()) > int(before_s))  # type: ignore[misc]
 
 
 def test_ooda_answers(spawn: Spawn) -> None:

@@ -69,6 +69,19 @@ def test_threads_and_descriptors() -> None:
         assert sampler.fds == fds + 1
 
 
+def test_the_peak_is_never_below_what_there_is() -> None:
+    """Whoever finds the peak below a limit need not read memory; it stays when memory is given back."""
+    sampler = VitalsSampler(time.monotonic())
+    assert sampler.peak_bytes() >= (sampler.read_memory() or 0)
+    before = sampler.peak_bytes()
+    taken = bytearray(b"x") * (64 << 20)
+    now = sampler.read_memory() or 0
+    assert sampler.peak_bytes() >= now
+    assert sampler.peak_bytes() >= before + len(taken) / 2
+    del taken
+    assert sampler.peak_bytes() >= now
+
+
 def test_percentiles_of_ticks() -> None:
     """By nearest rank, of lateness and length each by itself; none before the first tick."""
     times = TickTimes()

@@ -1,0 +1,81 @@
+"""The loop's own beats tell how late it is; nobody wakes it for that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+
+import uvloop
+
+from cdn_daemon.pulse import EVERY_S, Pulse
+
+
+def on_a_loop(coroutine: Coroutine[None, None, None]) -> None:
+    """Run it as a service's server is run."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(coroutine)
+
+
+async def beating() -> Pulse:
+    """A pulse after its second beat, which is the first that can be late."""
+    pulse = Pulse(asyncio.get_running_loop())
+    while pulse.lag_s(time.monotonic()) is None:
+        await asyncio.sleep(0)
+    return pulse
+
+
+async def next_beat(pulse: Pulse) -> None:
+    """Until it has come."""
+    due_s = pulse.due_s
+    while pulse.due_s == due_s:
+        await asyncio.sleep(0)
+
+
+def test_lag_grows_while_the_loop_is_held_up_and_ends_with_it() -> None:
+    """The lag of a blocked loop goes on growing, is the beat's lateness when that comes, and is then over."""
+
+    async def run() -> None:
+        pulse = await beating()
+        time.sleep(2 * EVERY_S)
+        first_s = pulse.lag_s(time.monotonic())
+        time.sleep(EVERY_S / 5)
+        second_s = pulse.lag_s(time.monotonic())
+        assert first_s is not None
+        assert second_s is not None
+        assert EVERY_S - 0.1 < first_s < second_s
+        await next_beat(pulse)
+        assert second_s < (pulse.lag_s(time.monotonic()) or 0.0)
+        while (pulse.lag_s(time.monotonic()) or 0.0) > EVERY_S / 2:
+            await next_beat(pulse)
+
+    on_a_loop(run())
+
+
+def test_an_excused_loop_has_its_full_time_again() -> None:
+    """What was late before the window began anew counts for nothing, also when the beat comes."""
+
+    async def run() -> None:
+        pulse = await beating()
+        time.sleep(2 * EVERY_S)
+        excused_s = time.monotonic()
+        pulse.restart_window(excused_s)
+        assert pulse.lag_s(excused_s) is None
+        await next_beat(pulse)
+        lag_s = pulse.lag_s(time.monotonic())
+        assert lag_s is not None
+        assert lag_s <= time.monotonic() - excused_s
+
+    on_a_loop(run())
+
+
+def test_no_lag_is_known_before_the_second_beat() -> None:
+    """There is nothing to compare the first one with."""
+
+    async def run() -> None:
+        pulse = Pulse(asyncio.get_running_loop())
+        assert pulse.lag_s(time.monotonic()) is None
+        await next_beat(pulse)
+        assert pulse.lag_s(time.monotonic()) is None
+
+    on_a_loop(run())
