@@ -193,7 +193,10 @@ def unknown_names(unknown: Sequence[str], known: Sequence[str]) -> Problem:
 
     named = ", ".join(unknown)
     near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-    if near:
+    near = near or [other for name in unknown for other in known if name in other][:3]
+    if "all" in unknown:
+        hint = "for all of them say '*'"
+    elif near:
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}?"
     elif known:
         hint = f"known are {', '.join(known[:12])}{' …' if len(known) > 12 else ''}"

@@ -115,6 +115,11 @@ class Supervisord:
             for found in self._call("getAllConfigInfo")
         ]
 
+    def reread(self) -> tuple[list[str], list[str], list[str]]:
+        """Have it read its configuration; the groups that were added, changed and removed, none of which it applies."""
+        ((added, changed, removed),) = self._call("reloadConfig")
+        return added, changed, removed
+
     def start(self, name: str) -> None:
         """Have it start a process; return at once."""
         self._call("startProcess", name, False)

@@ -255,6 +255,14 @@ def launch(planned: Plan) -> None:
         raise Problem(f"cannot start supervisord with {planned.original}: {_essence(done.stdout)}", Exit.FAILED)
 
 
+def changes(planned: Plan) -> list[str]:
+    """How the configuration is other than what runs, in words: ``added web``. Raises what Supervisord raises."""
+    if planned.used != planned.original and planned.used.read_text() != planned.text:
+        _write(planned.used, planned.text)
+    found = zip(("added", "changed", "removed"), Supervisord(planned.run_dir).reread(), strict=True)
+    return [f"{how} {', '.join(names)}" for how, names in found if names]
+
+
 def end_of_log(planned: Plan) -> str:
     """The end of supervisord's own log, for a message: nothing if there is none."""
     tail = last_lines(planned.run_dir.path / "supervisord.log", _LOG_LINES)

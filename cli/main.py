@@ -107,6 +107,25 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, f"{word}_command" if name in _TOGETHER else "command")
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click; ``help COMMAND`` is ``COMMAND --help``, and words from elsewhere are answered with ours."""
+        if ctx.resilient_parsing:  # a shell completes
+            return super().resolve_command(ctx, args)
+        word, *rest = args
+        if word == "help" and rest:
+            return super().resolve_command(ctx, [rest[0], "--help"])
+        if word == "help":
+            click.echo(ctx.get_help())
+            ctx.exit()
+        if not word.startswith("-") and self.get_command(ctx, word) is None:
+            from cli.foreign import advice
+
+            hint = advice(word, [*COMMANDS, *ALIASES])
+            ctx.fail(f"No such command '{word}'" + (f"; {hint}" if hint else "."))
+        return super().resolve_command(ctx, args)
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """Commands by the table above, so that none of them is imported; options as click has them."""
         from click.shell_completion import CompletionItem

@@ -31,7 +31,7 @@ _COLOURS = ("cyan", "yellow", "green", "red")
 
 
 @click.command("logs")
-@names_argument(required=True)
+@names_argument(required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until interrupted.")
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="How many lines to begin with."
@@ -41,9 +41,9 @@ _COLOURS = ("cyan", "yellow", "green", "red")
 def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int, output: Output) -> int:
     """Show the end of services' logs, and follow them.
 
-    The log is what the service wrote to stdout and stderr. Following goes on across rotation and restarts.
-    With several services every line begins with the name of its own. JSON is one object a line, with name and
-    line; -o name prints the paths of the log files.
+    The log is what the service wrote to stdout and stderr; without a NAME, those of all are shown. Following goes
+    on across rotation and restarts. With several services every line begins with the name of its own. JSON is one
+    object a line, with name and line; -o name prints the paths of the log files.
 
     Exit code: 0 shown, 4 a name is unknown or its log cannot be read, 130 interrupted.
 
@@ -51,6 +51,7 @@ def command(ctx: click.Context, names: tuple[str, ...], follow: bool, lines: int
     Examples:
       cdnctl logs gateway-primary
       cdnctl logs -f -n 100 '*fabric' atlas
+      cdnctl logs -n 3
     """
     logs = _chosen(run_dir_of(ctx), names)
     if output.format is Format.NAME:
@@ -83,7 +84,7 @@ class _Writer:
     """Puts lines on stdout as they are, with their service in front if there are several."""
 
     def __init__(self, names: Sequence[str], as_json: bool, screen: Screen) -> None:
-        width = max(len(name) for name in names)
+        width = max((len(name) for name in names), default=0)
         self._as_json = as_json
         self._prefixes = {
             name: f"{paint(name.ljust(width), _COLOURS[n % len(_COLOURS)], screen)} | ".encode()
@@ -112,8 +113,8 @@ def _chosen(run_dir: RunDir, names: Sequence[str]) -> dict[str, Path]:
     unknown = [pattern for pattern in names if not any(matches(pattern, name) for name in logs)]
     if unknown:
         raise unknown_names(unknown, sorted(logs))
-    chosen = {name: path for name, path in logs.items() if any(matches(pattern, name) for pattern in names)}
-    if silent := [name for name, path in chosen.items() if path is None]:
+    chosen = {name: path for name, path in logs.items() if not names or any(matches(each, name) for each in names)}
+    if names and (silent := [name for name, path in chosen.items() if path is None]):
         raise Problem(f"cannot show the log of {', '.join(silent)}: its stdout_logfile is NONE", Exit.UNKNOWN)
     return {name: path for name, path in chosen.items() if path is not None}
 

@@ -14,7 +14,7 @@ from cli.answers import addresses, services
 from cli.context import output_options, run_dir_of, say, stdout_screen, timeout_option, write
 from cli.exits import Exit, Problem
 from cli.fallback import NoSupervisord, Supervisord, SupervisordRefused, SupervisordSilent, instance_of
-from cli.launching import Plan, end_of_log, last_lines, launch, made_ready, plan, running, told_otherwise
+from cli.launching import Plan, changes, end_of_log, last_lines, launch, made_ready, plan, running, told_otherwise
 from cli.progress import Progress
 from cli.readiness import Standing
 from cli.rendering import Output, clean
@@ -120,9 +120,24 @@ def _begin(planned: Plan) -> tuple[list[str], str]:
     for name in stopped:
         if refusal := tell(supervisord, Verb.START, name):
             say(f"cannot start {name}: {refusal}")
+    _tell_changes(planned)
     started = f"; starting {', '.join(instances[name] for name in stopped)}" if stopped else ""
     say(f"already running in {planned.run_dir.path}, supervisord pid {pid}{started}")
     return names, f"waiting for {many} in {planned.run_dir.path}"
+
+
+def _tell_changes(planned: Plan) -> None:
+    """Of the configuration, which supervisord takes over only when it is told to."""
+    try:
+        changed = changes(planned)
+    except (SupervisordRefused, OSError) as error:
+        say(f"cannot have {planned.original} read again: {error}")
+        return
+    if changed:
+        say(
+            f"{planned.original} is not what runs: {'; '.join(changed)}; "
+            f"to take that over: supervisorctl -c {planned.used} update"
+        )
 
 
 def _explain(rise: Rise, timeout_s: float) -> Exit:

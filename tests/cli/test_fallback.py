@@ -163,6 +163,9 @@ def test_logs(fleet: Supervisord) -> None:
         '{"name":"sleeper","line":"line 99"}',
         '{"name":"stubborn","line":"deaf"}',
     ]
+    every = cdnctl(fleet.run_dir, "logs", "-n", "1")
+    assert set(both.stdout.splitlines()) <= set(every.stdout.splitlines()), every
+    assert "idle has written no log yet" in every.stderr
     assert cdnctl(fleet.run_dir, "logs", "nope").returncode == Exit.UNKNOWN
     nothing_yet = cdnctl(fleet.run_dir, "logs", "idle")
     assert (nothing_yet.returncode, nothing_yet.stdout) == (Exit.OK, "")

@@ -15,7 +15,8 @@ import click
 import pytest
 
 from cli.exits import Exit
-from cli.main import COMMANDS
+from cli.foreign import ELSEWHERE
+from cli.main import ALIASES, COMMANDS
 from cli.main import cdnctl as group
 from tests.cli.support import CDNCTL, cdnctl
 
@@ -119,3 +120,34 @@ def ratio_of_medians(one: list[str], other: list[str]) -> float:
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
             taken.append(time.perf_counter() - began_s)
     return statistics.median(times[0]) / statistics.median(times[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ps"], "No such command 'ps'; here that is: cdnctl status"),
+        (["update"], "here that is: supervisorctl -c supervisord.conf update"),
+        (["statsu"], "No such command 'statsu'; did you mean status"),
+        (["nonsense"], "No such command 'nonsense'."),
+        (["help", "nonsense"], "No such command 'nonsense'."),
+    ],
+)
+def test_what_it_is_called_elsewhere_is_answered(run_path: Path, words: list[str], said: str) -> None:
+    """Somebody's fingers know supervisorctl, systemctl or pm2."""
+    done = cdnctl(run_path, *words)
+    assert (done.returncode, done.stdout) == (Exit.USAGE, "")
+    assert said in done.stderr
+
+
+def test_what_is_named_instead_is_there() -> None:
+    """And no word is refused that is a command."""
+    for word, instead in ELSEWHERE.items():
+        assert word not in {*COMMANDS, *ALIASES}
+        if instead.startswith("cdnctl "):
+            assert instead.split()[1].strip(";,") in COMMANDS
+
+
+def test_help_is_a_word_too(run_path: Path) -> None:
+    """cdnctl help, and of one command."""
+    assert cdnctl(run_path, "help").stdout == cdnctl(run_path, "--help").stdout
+    assert cdnctl(run_path, "help", "stop").stdout == cdnctl(run_path, "stop", "--help").stdout

@@ -170,6 +170,33 @@ def test_up_tells_that_other_variables_have_no_effect(home: Path) -> None:
     assert "cdnctl down, then cdnctl up" in other.stderr
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_up_tells_what_has_changed_in_the_configuration(home: Path, elsewhere: Path, beside: bool) -> None:
+    """With what takes it over, also where cdnctl has derived a configuration for another run directory."""
+    env: dict[str, str | None] = {} if beside else {"CDN_RUN_DIR": str(elsewhere)}
+    write_conf(home, PLAIN)
+    assert "is not what runs" not in up(home, env=env).stderr
+    conf = write_conf(home, {"one": "sleep 2000", "three": "sleep 1000"})
+    again = up(home, env=env)
+    assert again.returncode == Exit.OK, again.stderr
+    assert f"{conf} is not what runs: added three; changed one; removed two; to take that over: " in again.stderr
+    update = again.stderr.partition("to take that over: ")[2].splitlines()[0].split()
+    subprocess.run([str(BIN / update[0]), *update[1:]], check=True, capture_output=True)
+    after = up(home, env=env)
+    assert "is not what runs" not in after.stderr
+    assert after.stdout.splitlines()[-1] == "2 running"
+
+
+def test_up_tells_that_a_changed_configuration_is_wrong(home: Path) -> None:
+    """What runs goes on."""
+    write_conf(home, PLAIN)
+    assert up(home).returncode == Exit.OK
+    write_conf(home, PLAIN, extra="[program:bad]\ncommand=sleep 1\nautorestart=perhaps")
+    again = up(home)
+    assert again.returncode == Exit.OK, again.stderr
+    assert f"cannot have {home / 'supervisord.conf'} read again: " in again.stderr
+
+
 def test_up_does_not_wait_for_ever(home: Path) -> None:
     """What is not ready in time is told as such."""
     write_conf(home, {"slow": "sleep 1000"}, extra="")
