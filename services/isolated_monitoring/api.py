@@ -222,7 +222,7 @@ class Api:
                     "address": address or None,
                     "round_trip_ms": None if watched.took_s is None else round(watched.took_s * 1000, 2),
                     "answered_s": None if watched.last_answer_s is None else round(now_s - watched.last_answer_s, 2),
-                    "phi": round(watched.suspicion.phi(monitor.fair.fair_s), 2),
+                    "phi": round(watched.suspicion.phi(monitor.fair.now), 2),
                     "up_part": round(watched.up_s / watched.judged_s, 6) if watched.judged_s else None,
                 }
             targets.append(row)

@@ -39,7 +39,7 @@ from services.isolated_monitoring.supervisor import (
     postmortem,
     read_conf,
 )
-from services.isolated_monitoring.suspicion import CONFIRM_S, Answer, FairClock, Outcome
+from services.isolated_monitoring.suspicion import CONFIRM_S, Answer, FairClock, Instant, Outcome
 from services.isolated_monitoring.target import ATLAS, SUPERVISORD, Condition, Kind, Target, View
 from services.isolated_monitoring.watched import Watched, follow, judge_plain, judge_service
 
@@ -216,7 +216,7 @@ class Monitor:
                 continue
             if state_of(pid) == "T":
                 if watched.frozen_since_s is None:
-                    watched.frozen_since_s = self.fair.fair_s
+                    watched.frozen_since_s = self.fair.now.seen_s
             else:
                 watched.frozen_since_s = None
 
@@ -229,9 +229,9 @@ class Monitor:
                 case Kind.SUPERVISORD:
                     condition, reason = self._judge_supervisord(watched)
                 case Kind.SERVICE:
-                    condition, reason = judge_service(watched, self.fair.fair_s, waited, supervised=supervised)
+                    condition, reason = judge_service(watched, self.fair.now, waited, supervised=supervised)
                 case _:
-                    own = judge_plain(watched, self.fair.fair_s, waited)
+                    own = judge_plain(watched, self.fair.now, waited)
                     condition, reason = follow(own, self.watched.get(watched.target.within))
                     if condition in (Condition.STOPPED, Condition.STARTING):
                         watched.suspicion.forget()  # what was refused meanwhile is no evidence
@@ -253,7 +253,7 @@ class Monitor:
         if watched.ended:
             clean = not (self.settings.run_dir / "supervisord.pid").exists()
             return (Condition.STOPPED, "it has ended as told") if clean else (Condition.DOWN, "its process has ended")
-        if watched.frozen_since_s is not None and self.fair.fair_s - watched.frozen_since_s >= 2 * STATE_S:
+        if watched.frozen_since_s is not None and self.fair.now.seen_s - watched.frozen_since_s >= 2 * STATE_S:
             return Condition.DOWN, "its process is stopped by a signal (state T)"
         if self._table_s is None and not self._is_mine():
             return Condition.UNKNOWN, "there is none, as far as anybody can tell"
@@ -261,7 +261,7 @@ class Monitor:
         if not watched.probes:
             return Condition.UNKNOWN, "not asked yet"
         # A long exec, or a disk that hangs, holds supervisord up: it has a second more than the others.
-        return watched.suspicion.judge(self.fair.fair_s, 1.0, waited), watched.suspicion.text
+        return watched.suspicion.judge(self.fair.now, 1.0, waited), watched.suspicion.text
 
     def _is_mine(self) -> bool:
         return "SUPERVISOR_ENABLED" in os.environ
@@ -379,7 +379,7 @@ class Monitor:
             self._gaps.append(now_s - watched.last_probe_s)
         watched.last_probe_s = now_s
         watched.is_probing = True
-        self._spawn(self._probe(watched, self.fair.fair_s, watched.pid))
+        self._spawn(self._probe(watched, self.fair.now, watched.pid))
 
     def _find_address(self, watched: Watched, now_s: float) -> None:
         if watched.pid is None or now_s - watched.looked_for_address_s < (ADDRESS_S if watched.probes else 1.0):
@@ -400,7 +400,7 @@ class Monitor:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    async def _probe(self, watched: Watched, sent_s: float, pid: int | None) -> None:
+    async def _probe(self, watched: Watched, sent: Instant, pid: int | None) -> None:
         status, body = 0, b""
         try:
             if watched.target.kind is not Kind.SERVICE:
@@ -421,7 +421,7 @@ class Monitor:
         self.probes += 1
         watched.probes += 1
         waited = waited_s(pid) if answer.outcome is not Outcome.ANSWERED and pid else None
-        watched.suspicion.hear(answer, sent_s, self.fair.fair_s, waited)
+        watched.suspicion.hear(answer, sent, self.fair.now, waited)
         if answer.outcome is Outcome.ANSWERED:
             watched.last_answer_s, watched.took_s = now_s, answer.took_s
             self._trips.append(answer.took_s)
@@ -443,14 +443,14 @@ class Monitor:
         except (ValueError, AttributeError, TypeError):
             watched.not_ready = "it does not say why"
         if watched.not_ready_since_s is None:
-            watched.not_ready_since_s = self.fair.fair_s
+            watched.not_ready_since_s = self.fair.now.seen_s
 
     # -- supervisord ----------------------------------------------------------------------------------
 
     async def _ask_supervisord(self) -> None:
         path = self.settings.run_dir / "supervisor.sock"
         while True:
-            sent_s, began_s = self.fair.fair_s, time.monotonic()
+            sent, began_s = self.fair.now, time.monotonic()
             failed = False
             try:
                 table = await ask(path, ASK_TIMEOUT_S)
@@ -459,13 +459,13 @@ class Monitor:
                 self.unanswered += 1
                 outcome = Outcome.REFUSED if error.refused else Outcome.SILENT
                 self._hear_supervisord(
-                    Answer(outcome=outcome, took_s=time.monotonic() - began_s, text=str(error)), sent_s
+                    Answer(outcome=outcome, took_s=time.monotonic() - began_s, text=str(error)), sent
                 )
                 if self._table_s is None:
                     self._learn_from_conf()
             else:
                 self._take_in(table, time.monotonic())
-                self._hear_supervisord(Answer(outcome=Outcome.ANSWERED, took_s=time.monotonic() - began_s), sent_s)
+                self._hear_supervisord(Answer(outcome=Outcome.ANSWERED, took_s=time.monotonic() - began_s), sent)
             self.asked += 1
             self._is_primed = True
             self._ask_now.clear()
@@ -474,7 +474,7 @@ class Monitor:
                 await asyncio.wait_for(self._ask_now.wait(), pause_s)
                 await asyncio.sleep(0.02)
 
-    def _hear_supervisord(self, answer: Answer, sent_s: float) -> None:
+    def _hear_supervisord(self, answer: Answer, sent: Instant) -> None:
         watched = self.watched.get(SUPERVISORD)
         if watched is None:
             if answer.outcome is not Outcome.ANSWERED and not self._is_mine():
@@ -483,7 +483,7 @@ class Monitor:
         watched.probes += 1
         watched.last_probe_s = time.monotonic()
         pid = self.supervisord_pid
-        watched.suspicion.hear(answer, sent_s, self.fair.fair_s, waited_s(pid) if pid else None)
+        watched.suspicion.hear(answer, sent, self.fair.now, waited_s(pid) if pid else None)
         if answer.outcome is Outcome.ANSWERED:
             watched.last_answer_s, watched.took_s = time.monotonic(), answer.took_s
 

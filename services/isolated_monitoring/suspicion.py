@@ -1,4 +1,4 @@
-"""How much speaks against a target. Pure: time comes in as ``fair_s``, see FairClock.
+"""How much speaks against a target. Pure: time comes in as an Instant, of a FairClock.
 
 What cannot be an accident of scheduling, a refused connection, has to be seen
 twice. Silence is judged by phi accrual (Hayashibara et al. 2004): how unlikely it
@@ -11,6 +11,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from services.isolated_monitoring.target import Condition
 
@@ -51,11 +52,20 @@ class Answer:
     text: str = ""
 
 
+class Instant(NamedTuple):
+    """A moment of the judge's time."""
+
+    seen_s: float
+    """By a clock that stands still while the judge is late."""
+    fair_s: float
+    """By one that goes slower, besides, while the host is short of CPU."""
+
+
 class FairClock:
     """Time as far as it may be held against anybody: what the judge missed, or the host was short of, counts less."""
 
     def __init__(self) -> None:
-        self.fair_s = 0.0
+        self.now = Instant(0.0, 0.0)
         self.late_s = 0.0
         """What was not charged as the judge itself was late, in all."""
 
@@ -63,7 +73,9 @@ class FairClock:
         """Advance. pressure is the part of that time, 0 to 1, in which somebody waited for a CPU."""
         charged_s = min(passed_s, TICK_MAX_S)
         self.late_s += passed_s - charged_s
-        self.fair_s += charged_s * (1.0 - PRESSURE_DISCOUNT * min(1.0, max(0.0, pressure)))
+        # Squared, as on a busy host somebody waits for a moment most of the time, and nobody is late by it.
+        short = min(1.0, max(0.0, pressure)) ** 2
+        self.now = Instant(self.now.seen_s + charged_s, self.now.fair_s + charged_s * (1 - PRESSURE_DISCOUNT * short))
 
 
 class Suspicion:
@@ -76,15 +88,15 @@ class Suspicion:
         self.outcome = Outcome.ANSWERED
         """The last."""
         self.text = ""
-        self._first_s = 0.0
-        """Fair time when the first probe was sent that failed."""
+        self._first = Instant(0.0, 0.0)
+        """When the first probe was sent that failed."""
         self._waited_s: float | None = None
-        self._suspected_s = 0.0
+        self._suspected = self._first
         self.spared = 0
         """How often it would have been convicted had it not been starved."""
 
-    def hear(self, answer: Answer, sent_s: float, now_s: float, waited_s: float | None = None) -> None:
-        """Take in what a probe brought that was sent at that fair time.
+    def hear(self, answer: Answer, sent: Instant, now: Instant, waited_s: float | None = None) -> None:
+        """Take in what a probe brought that was sent at that time.
 
         waited_s: how long the target's process has waited for a CPU so far.
         """
@@ -94,7 +106,7 @@ class Suspicion:
             self.failures = 0
             return
         if not self.failures:
-            self._first_s, self._suspected_s, self._waited_s = sent_s, now_s, waited_s
+            self._first, self._suspected, self._waited_s = sent, now, waited_s
         self.failures += 1
 
     def forget(self) -> None:
@@ -106,13 +118,13 @@ class Suspicion:
         """Its median round trip."""
         return sorted(self._took)[len(self._took) // 2] if self._took else None
 
-    def phi(self, now_s: float) -> float:
+    def phi(self, now: Instant) -> float:
         """How unlikely its silence is, as minus the decimal logarithm; 0 for who answers."""
         if not self.failures:
             return 0.0
         mean_s = sum(self._took) / len(self._took) if self._took else 0.1
         variance = sum((took - mean_s) ** 2 for took in self._took) / len(self._took) if self._took else 0.0
-        y = (now_s - self._first_s - mean_s) / max(DEVIATION_LEAST_S, math.sqrt(variance))
+        y = (now.fair_s - self._first.fair_s - mean_s) / max(DEVIATION_LEAST_S, math.sqrt(variance))
         # The logistic approximation of the normal distribution's tail.
         exponent = y * (1.5976 + 0.070566 * y * y)
         if exponent > 700:
@@ -120,28 +132,29 @@ class Suspicion:
         tail = math.exp(-exponent)
         return -math.log10(tail / (1.0 + tail)) if y > 0 else -math.log10(1.0 - 1.0 / (1.0 + tail) + 1e-300)
 
-    def judge(self, now_s: float, patience_s: float = 0.0, waited_s: float | None = None) -> Condition:
+    def judge(self, now: Instant, patience_s: float = 0.0, waited_s: float | None = None) -> Condition:
         """UP, SUSPECT or DOWN. patience_s: how much longer evidence has to last for this target."""
         if not self.failures:
             return Condition.UP
-        lasted_s = now_s - self._first_s
+        lasted_s = now.seen_s - self._first.seen_s
         match self.outcome:
             case Outcome.REFUSED:
                 convicted = self.failures >= 2 and lasted_s >= max(CONFIRM_S, patience_s)
             case Outcome.WRONG:
                 convicted = self.failures >= 2 and lasted_s >= max(WRONG_S, patience_s)
             case _:
-                convicted = self.failures >= 2 and lasted_s >= patience_s and self.phi(now_s) >= PHI_CONVICTS
+                fair_s = now.fair_s - self._first.fair_s
+                convicted = self.failures >= 2 and fair_s >= patience_s and self.phi(now) >= PHI_CONVICTS
         if not convicted:
             return Condition.SUSPECT
-        if self.outcome is Outcome.SILENT and self._was_starved(now_s, waited_s):
+        if self.outcome is Outcome.SILENT and self._was_starved(now, waited_s):
             self.spared += 1
-            self._first_s = self._suspected_s = now_s
+            self._first = self._suspected = now
             self._waited_s = waited_s
             return Condition.SUSPECT
         return Condition.DOWN
 
-    def _was_starved(self, now_s: float, waited_s: float | None) -> bool:
+    def _was_starved(self, now: Instant, waited_s: float | None) -> bool:
         if waited_s is None or self._waited_s is None:
             return False
-        return waited_s - self._waited_s > STARVED_PART * max(now_s - self._suspected_s, CONFIRM_S)
+        return waited_s - self._waited_s > STARVED_PART * max(now.seen_s - self._suspected.seen_s, CONFIRM_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.isolated_monitoring.supervisor import Facts
-from services.isolated_monitoring.suspicion import Outcome, Suspicion
+from services.isolated_monitoring.suspicion import Instant, Outcome, Suspicion
 from services.isolated_monitoring.target import Condition, Kind, Target
 
 FROZEN_S = 0.3
@@ -18,7 +18,7 @@ NOT_LISTENING_S = 12.0
 
 @dataclass
 class Watched:
-    """A target, and what is known of it. Times ending in _fair_s are a FairClock's, others monotonic."""
+    """A target, and what is known of it. Times ending in _s are monotonic, but for the two that say so."""
 
     target: Target
     suspicion: Suspicion = field(default_factory=Suspicion)
@@ -42,6 +42,7 @@ class Watched:
     """How it ended, if nobody wanted that; until another one runs."""
     crash_was_seen: bool = False
     frozen_since_s: float | None = None
+    """Of a FairClock, seen; as is the next."""
     not_ready_since_s: float | None = None
     not_ready: str = ""
 
@@ -68,7 +69,7 @@ class Watched:
 
 
 def judge_service(
-    watched: Watched, fair_s: float, waited_s: float | None, *, supervised: bool = True
+    watched: Watched, now: Instant, waited_s: float | None, *, supervised: bool = True
 ) -> tuple[Condition, str]:
     """How a process of supervisord's is. supervised: whether supervisord answers, and its table holds."""
     facts = watched.facts
@@ -84,16 +85,16 @@ def judge_service(
         return _by_state(facts)
     if watched.ended:
         return Condition.SUSPECT, "its process has ended"
-    if watched.frozen_since_s is not None and fair_s - watched.frozen_since_s >= FROZEN_S:
+    if watched.frozen_since_s is not None and now.seen_s - watched.frozen_since_s >= FROZEN_S:
         return Condition.DOWN, "its process is stopped by a signal (state T)"
     if facts.state != "RUNNING":
         return _by_state(facts)
     refused = watched.suspicion.outcome is Outcome.REFUSED
-    verdict = watched.suspicion.judge(fair_s, NOT_LISTENING_S if refused else 0.0, waited_s)
+    verdict = watched.suspicion.judge(now, NOT_LISTENING_S if refused else 0.0, waited_s)
     if verdict is not Condition.UP:
         return verdict, watched.suspicion.text
     if watched.not_ready_since_s is not None:
-        lasted_s = fair_s - watched.not_ready_since_s
+        lasted_s = now.seen_s - watched.not_ready_since_s
         if lasted_s >= NOT_READY_S:
             return Condition.DOWN, f"alive and not ready: {watched.not_ready}"
         return Condition.SUSPECT, f"alive and not ready: {watched.not_ready}"
@@ -117,11 +118,11 @@ def _by_state(facts: Facts) -> tuple[Condition, str]:
             return Condition.UNKNOWN, facts.state
 
 
-def judge_plain(watched: Watched, fair_s: float, waited_s: float | None = None) -> tuple[Condition, str]:
+def judge_plain(watched: Watched, now: Instant, waited_s: float | None = None) -> tuple[Condition, str]:
     """How anything is that is only probed."""
     if not watched.probes:
         return Condition.UNKNOWN, "not looked at yet"
-    condition = watched.suspicion.judge(fair_s, watched.target.patience_s, waited_s)
+    condition = watched.suspicion.judge(now, watched.target.patience_s, waited_s)
     return condition, watched.suspicion.text
 
 
