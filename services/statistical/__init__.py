@@ -1,0 +1,1 @@
+"""cdn-statistical: StatsD in; mergeable quantiles, distinct counts, heavy hitters and change points out."""
