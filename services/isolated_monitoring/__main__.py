@@ -24,7 +24,7 @@ from services.isolated_monitoring.web import Server
 
 log = logging.getLogger(NAME)
 
-OK, BUG, RESTART, CONFIGURATION = 0, 70, 75, 78
+OK, BUG, CONFIGURATION = 0, 70, 78
 """The contract with supervisord (cdn_daemon/lifecycle.py)."""
 DRAIN_S = 5.0
 STATUS_S = 10.0
