@@ -35,6 +35,8 @@ ALLOWED_MAX = 50
 """Values that a feed lists and a person allows count as false, up to so many: a large feed is not damned by a large
 allow-list."""
 
+GUARD_GAIN_MIN = 0.12
+"""A guard that keeps nothing from the tree costs about this much of it."""
 CPU_MIN = 0.002
 """Part of a core that the guard must save."""
 COOL_VALUES = 20_000
@@ -311,7 +313,7 @@ def _networks(seen: Observation) -> tuple[float | None, SetGuard | None]:
     bare, guarded = networks.us, guard.us + guard.pass_rate * networks.us
     now, other = (guarded, bare) if seen.is_guarded else (bare, guarded)
     saves = seen.lookups_per_s * (now - other) / 1e6
-    is_better = other <= now * (1 - GAIN_MIN) and saves >= CPU_MIN
+    is_better = other <= now * (1 - GUARD_GAIN_MIN) and saves >= CPU_MIN
     return now, SetGuard(not seen.is_guarded) if is_better else None
 
 

@@ -40,6 +40,7 @@ HASHES = {32: "MD5", 40: "SHA-1", 64: "SHA-256", 128: "SHA-512"}
 """By number of digits."""
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _LABELS = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+(?:[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)")
+_MEANT_AS_NETWORK = re.compile(r"[0-9.]+/[0-9.]+|[0-9a-fA-F:.]+:[0-9a-fA-F:.]*/\d+")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _DEFANGED = (
     (re.compile(r"^h(?:xx|XX|\*\*)p(s?)(?=\[?:|\[://)", re.IGNORECASE), r"http\1"),
@@ -78,7 +79,7 @@ def read(text: str) -> Value:
         try:
             return _address(text)
         except ValueError:
-            if "/" in text:
+            if "/" in text and not _MEANT_AS_NETWORK.fullmatch(text):
                 return Value(Kind.URL, _url("http://" + text))
     return Value(Kind.DOMAIN, domain(text))
 
