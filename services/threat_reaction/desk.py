@@ -77,6 +77,10 @@ class Clock:
         return time.monotonic() + self._ahead_s
 
 
+TOLD_AGAIN_S = 600.0
+"""For as long the bus tells again what was not heard."""
+
+
 class Told(Struct, frozen=True, kw_only=True):
     """A reaction has come so far: for the bus, and for whoever watches."""
 
@@ -165,11 +169,10 @@ class Desk:
         self._remember()
         self._thread = threading.Thread(target=self._work, name="reaction-desk", daemon=True)
         self._thread.start()
-        now_s = self.clock()
-        for _, reaction in reversed(self.read(lambda db: store.reactions(db, (), 1000, 1 << 62))):
-            # The process before may have ended before it could tell; what comes twice is dropped by its id.
-            if reaction.event and reaction.changed_s > now_s - 600 and reaction.state != "ended":
-                self.tell(Told(reaction=reaction, id=reaction.event, cause=reaction.cause))
+        since_s = self.clock() - TOLD_AGAIN_S
+        for told in self.read(lambda db: store.told_since(db, since_s)):
+            # The process before may have ended before it was heard; what comes twice is dropped by its id.
+            self.tell(msgspec.json.decode(told, type=Told))
 
     def close(self) -> None:
         """Do what waits, then end."""
@@ -412,6 +415,7 @@ class Desk:
         )
         self.counts[f"reactions_{state}"] += 1
         told = Told(reaction=replace(reaction), id=reaction.event, cause=reaction.cause)
+        store.keep_told(self._db, now_s, msgspec.json.encode(told))
         self._after.append(lambda: self.tell(told))
 
     def _contain(self, reaction: Reaction, networks: list[Network], now_s: float) -> None:
@@ -821,6 +825,10 @@ class Desk:
         return "ban" if stands else "ask"
 
     # -- time passes ----------------------------------------------------------------------------------------
+
+    def tick(self) -> Future[None]:
+        """What is due by now is done; it is every second anyway."""
+        return self.submit(self._tick, urgent=True)
 
     def _tick(self) -> None:
         now_s, memory = self.clock(), self._memory

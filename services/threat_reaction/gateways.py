@@ -263,19 +263,10 @@ class Gateways:
 
     def _check(self, gateway: Gateway) -> None:
         """Ask what it does."""
-        ahead_s = self._clock() - time.time()
         found: dict[Network, Rule] = {}
         is_whole = True
         for version in (4, 6):
-            status, body = self._post(gateway, openc2.query(version))
-            if status == 404:  # no rules
-                continue
-            if status != 200:
-                raise GatewayError(f"it answers a query with {status}: {body[:200].decode(errors='replace')}")
-            try:
-                rules = openc2.read_rules(body, ahead_s=ahead_s)
-            except BadAnswerError as error:
-                raise GatewayError(str(error)) from error
+            rules = self._query(gateway, openc2.EVERYBODY[version], version)
             is_whole = is_whole and len(rules) < openc2.QUERIED_MAX
             found |= rules
         if not is_whole:  # what it did not speak of is taken to be as we told it; what was lifted, to be still there
@@ -288,9 +279,28 @@ class Gateways:
             if network in wanted and network not in before and not rule.allow:
                 self._confirm(wanted[network], gateway.instance, "")
 
+    def _query(self, gateway: Gateway, network: str, version: int) -> dict[Network, Rule]:
+        """The gateway's rules that have to do with the network."""
+        status, body = self._post(gateway, openc2.query(network, version))
+        if status == 404:
+            return {}
+        if status != 200:
+            raise GatewayError(f"it answers a query with {status}: {body[:200].decode(errors='replace')}")
+        try:
+            return openc2.read_rules(body, ahead_s=self._clock() - time.time())
+        except BadAnswerError as error:
+            raise GatewayError(str(error)) from error
+
     def _carry_out(self, gateway: Gateway, order: Order) -> None:
-        if isinstance(order, Deny) and gateway.no_cause:
-            order = _without_cause(order)
+        if isinstance(order, Deny):
+            # The gateway has one rule for a network, the last word: one that an operator gave since is not overruled.
+            network = order.ban.network
+            now = self._query(gateway, str(network), network.version)
+            if network in now and not openc2.orders({network: order.ban}, {network: now[network]}, self._clock()):
+                gateway.rules[network] = now[network]
+                return
+            if gateway.no_cause:
+                order = _without_cause(order)
         status, body = self._post(gateway, openc2.command(order, secrets.token_hex(8), self._clock()))
         if status == 501 and isinstance(order, Deny) and order.ban.cause is not None:
             gateway.no_cause = True

@@ -244,7 +244,8 @@ class Memory:
             return False
         needed = condition.at_least
         if condition.per == "address":
-            needed /= 1 + self.recidivism(alone(address), now_s)
+            # Rounded, or a ban of a second ago would already count a little less than one.
+            needed /= 1 + round(self.recidivism(alone(address), now_s), 1)
             if self.is_trusted(address, now_s):
                 needed *= TRUST_FACTOR
         return total >= needed

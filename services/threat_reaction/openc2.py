@@ -101,9 +101,9 @@ def command(order: Order, nonce: str, now_s: float) -> bytes:
     )
 
 
-def query(version: int) -> bytes:
-    """Asks for all rules of an IP version."""
-    return msgspec.json.encode({"action": "query", "target": {f"ipv{version}_net": EVERYBODY[version]}})
+def query(network: str, version: int) -> bytes:
+    """Asks for the rules that cover the network, or lie in it."""
+    return msgspec.json.encode({"action": "query", "target": {f"ipv{version}_net": network}})
 
 
 class _Shown(Struct, frozen=True):

@@ -21,6 +21,8 @@ from services.threat_reaction.playbooks import DEFAULTS, BadPlaybookError, Playb
 from services.threat_reaction.records import GENESIS, AuditEntry, Lifted, Reaction, Standing, chained
 
 _VERSION = 1
+TOLD_KEPT = 1000
+"""As many as the bus says again."""
 SIGHTINGS_KEPT = 1_000_000
 SIGHTINGS_READ = 100_000
 """Of which the newest are read at the start."""
@@ -105,6 +107,9 @@ def opened(path: Path, now_s: float) -> sqlite3.Connection:
             db.execute("COMMIT")
         elif version != _VERSION:
             raise StoreError(f"cannot use {path}: its version is {version}, this reads {_VERSION}")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS told (number INTEGER PRIMARY KEY, at_s REAL NOT NULL, told BLOB NOT NULL)"
+        )
     except (OSError, sqlite3.Error) as error:
         db.close()
         raise StoreError(f"cannot use {path}: {error}; mend it, or move it away") from error
@@ -212,6 +217,17 @@ def lifted(db: sqlite3.Connection, now_s: float) -> tuple[Lifted, ...]:
 
 
 # -- reactions --------------------------------------------------------------------------------------------
+
+
+def keep_told(db: sqlite3.Connection, at_s: float, told: bytes) -> None:
+    """What others are told, for the next process to tell again: this one may end before it was heard."""
+    db.execute("INSERT INTO told (at_s, told) VALUES (?, ?)", (at_s, told))
+    db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_KEPT,))
+
+
+def told_since(db: sqlite3.Connection, since_s: float) -> list[bytes]:
+    """What others were told since then, oldest first."""
+    return [told for (told,) in db.execute("SELECT told FROM told WHERE at_s > ? ORDER BY number", (since_s,))]
 
 
 def put_reaction(db: sqlite3.Connection, reaction: Reaction) -> None:
