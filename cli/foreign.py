@@ -13,7 +13,7 @@ ELSEWHERE = {
     "avail": "cdnctl status",
     "jlist": "cdnctl status --json",
     "list-units": "cdnctl status",
-    "list-dependencies": "cdnctl describe NAME",
+    "list-dependencies": "cdnctl status, whose REASON says what a service waits for",
     "info": "cdnctl describe NAME",
     "inspect": "cdnctl describe NAME",
     "cat": "cdnctl describe NAME",

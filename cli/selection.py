@@ -39,6 +39,11 @@ def select(fleet: Sequence[ServiceView], patterns: Iterable[str]) -> Selection:
     return Selection(services, unknown)
 
 
+def place_of(view: ServiceView, patterns: Sequence[str]) -> int:
+    """Which of the patterns it is the first to match, to be sorted by; after all if none."""
+    return next((n for n, each in enumerate(patterns) if matches(each, view.instance, view.service)), len(patterns))
+
+
 def exactly(fleet: Sequence[ServiceView], names: Iterable[str]) -> Selection:
     """The instances of just these names."""
     wanted = tuple(dict.fromkeys(names))

@@ -24,7 +24,7 @@ from cli.context import (
 from cli.exits import Exit, Problem
 from cli.progress import Mark, Progress
 from cli.rendering import Format, Output, Screen, clean, paint
-from cli.selection import is_healthy, is_ready, is_stopped, select
+from cli.selection import is_healthy, is_ready, is_stopped, place_of, select
 from cli.view import Watch, see
 
 _LOOK_S = 0.1
@@ -124,8 +124,8 @@ def _waited(goal: str, reached: Sequence[tuple[str, float]], output: Output, scr
 def is_active_command(ctx: click.Context, names: tuple[str, ...], quiet: bool, output: Output) -> int:
     """Say whether services run.
 
-    Prints systemctl's word for each: active, activating, deactivating, inactive, failed. Whether they are healthy
-    as well is what cdnctl status answers.
+    Prints systemctl's word for each, in the order of the names: active, activating, deactivating, inactive,
+    failed. Whether they are healthy as well is what cdnctl status answers.
 
     Exit code: 0 all are active, 3 one is not, 4 a name is unknown or the state cannot be obtained.
 
@@ -172,7 +172,8 @@ def _answer(
 def _told(ctx: click.Context, names: tuple[str, ...], output: Output, holds: Callable[[list[str]], bool]) -> int:
     fleet = see(run_dir_of(ctx), f"tell of {', '.join(names)}", gone=Exit.UNKNOWN)
     chosen = select(fleet.services, names)
-    words = {view.instance: _WORDS[view.state] for view in chosen.services}
+    asked = sorted(chosen.services, key=lambda view: place_of(view, names))
+    words = {view.instance: _WORDS[view.state] for view in asked}
     plain = [{"name": name, "active": word} for name, word in words.items()]
     match output.format:
         case Format.JSON:

@@ -46,8 +46,8 @@ def command(ctx: click.Context, names: tuple[str, ...], output: Output, watch: b
     """Show what runs, and how it is.
 
     NAME is an instance, a service or a glob; without one, all are shown. STATE is supervisor's word for the
-    process, HEALTH the service's own judgement, CPU percent of one core, SEEN the time since it was last heard.
-    If ATLAS does not answer, supervisord is asked; what only ATLAS knows is then shown as "-".
+    process, HEALTH the service's own judgement, CPU percent of one core, MEM resident memory, SEEN the time since
+    it was last heard. If ATLAS does not answer, supervisord is asked; what only ATLAS knows is then shown as "-".
     cdnctl ls is the same; cdnctl top is livelier than --watch.
 
     Exit code: 0 all of them run and are healthy, 3 one does not run or is not healthy (starting and backing

@@ -36,8 +36,8 @@ def command(ctx: click.Context, config: str | None, timeout_s: float, output: Ou
     """Start the fleet and wait until it is ready.
 
     supervisord goes to the background and starts the programs of its configuration; when all that are to be
-    started are ready, the status table and their addresses are shown. If it runs already, what is stopped of
-    it is started.
+    started are ready, or cannot become so any more, the status table and their addresses are shown. If it runs
+    already, what is stopped of it is started; what has changed in the configuration is told, not applied.
 
     Everything made at run time is in run/ beside the configuration, or in $CDN_RUN_DIR. Other CDN_* variables
     reach every service: CDN_PORT=0 lets each choose a free port.

@@ -130,6 +130,7 @@ def test_every_form_ends_alike(run_dir: RunDir) -> None:
     [
         (["web"], Exit.OK, ["active", "active"]),
         (["web", "job"], Exit.NOT_WELL, ["active", "active", "failed"]),
+        (["job", "late", "web"], Exit.NOT_WELL, ["failed", "activating", "active", "active"]),
         (["late"], Exit.NOT_WELL, ["activating"]),
         (["nope"], Exit.UNKNOWN, []),
     ],
