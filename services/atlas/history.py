@@ -31,6 +31,7 @@ from bus.postmortems import directory_of
 from cdn_daemon.limits import KiB, MiB
 from cdn_daemon.settings import SettingError
 from services.atlas import samples
+from services.atlas.aging import Aging
 from services.atlas.ends import AT_ONCE, Ends
 from services.atlas.fleet import Said
 from services.atlas.queries import Life, Queries
@@ -102,7 +103,10 @@ class Memory:
 class History:
     """Runs from ``start`` to ``stop``; ``tell``, ``ask`` and what it shows are for any thread."""
 
-    def __init__(self, run_dir: RunDir, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self, run_dir: RunDir, limit_bytes: int = LIMIT_BYTES, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._wall = wall
         self._path = run_dir.state("atlas") / "history.db"
         self.limit_bytes = limit_bytes
         """Before ``start``."""
@@ -125,6 +129,7 @@ class History:
         """Incarnation and seq of the status of each instance that was taken last, and when."""
         self._ended_commands: set[str] = set()
         self._restored = False
+        self._aging = Aging(None, wall(), _boot_s())
         self._tick_number = 0
         self._looked_s = 0.0
         self._retry_s = 0.0
@@ -229,6 +234,7 @@ class History:
     def _use(self, store: Store) -> None:
         self._store.close()
         self._store = store
+        self._aging = Aging(store.queries.newest_s(), self._wall(), _boot_s())
         self.counts["set_aside"] += store.set_aside
         self._ends = Ends(self._directory, store.queries.end_keys())
         self._heard.clear()
@@ -255,7 +261,8 @@ class History:
         self._store.write(Batch(events=events))
 
     def _tick(self) -> None:
-        now_s = time.time()
+        now_s = self._wall()
+        self._aging.look(now_s, _boot_s())
         self._tick_number += 1
         if not self._store.is_in_place():
             self._begin_anew()
@@ -273,9 +280,9 @@ class History:
             log.info("history goes on")
         step_s = 60 * self._every(len(self._heard))
         self._store.roll_up(now_s, step_s, math.ceil(len(self._heard) * ROLLED_UP_PART) + 1)
-        self._store.prune(now_s)
+        self._store.prune(now_s, self._aging.lag_s)
         if self._tick_number % 60 == 0:
-            self._store.prune_rarely(now_s)
+            self._store.prune_rarely(now_s, self._aging.lag_s)
             self._forget_absent()
         self.counts["bytes"] = self._store.size_bytes()
 
@@ -377,9 +384,13 @@ class History:
             queries.interrupt_after(0)
 
     def _finish(self) -> None:
-        self._batch.ends = self._ends.look(time.time())
+        self._batch.ends = self._ends.look(self._wall())
         self._write(list(self._waiting))
         self._store.close()
+
+
+def _boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def limit_bytes_of(environ: Mapping[str, str]) -> int:

@@ -99,6 +99,13 @@ class Queries:
         row = self._connection.execute("SELECT id FROM instances WHERE name = ?", (name,)).fetchone()
         return None if row is None else int(row[0])
 
+    def newest_s(self) -> float | None:
+        """The newest time of anything; None if there is nothing."""
+        (bucket,) = self._connection.execute("SELECT max(bucket) FROM seconds").fetchone()
+        (event_s,) = self._connection.execute("SELECT max(time_s) FROM events").fetchone()
+        times = [time_s for time_s in (event_s, None if bucket is None else bucket * BUCKET_S) if time_s is not None]
+        return max(times, default=None)
+
     def newest_events(self, limit: int) -> list[Event]:
         """The newest, oldest first."""
         found = self._connection.execute("SELECT event FROM events ORDER BY seq DESC LIMIT ?", (limit,))

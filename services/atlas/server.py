@@ -6,7 +6,6 @@ import os
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -46,8 +45,10 @@ def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -
         body = error_body(404, "cannot find that", value=request.url.path, next="GET /api/v1/fleet")
         return Response(body, status_code=404, media_type="application/json")
 
-    async def not_allowed(request: Request, error: Exception) -> Response:
-        allowed = (error.headers or {}).get("Allow", "GET") if isinstance(error, HTTPException) else "GET"
+    async def not_allowed(request: Request, _: Exception) -> Response:
+        # Starlette names the methods of the first route of this path only.
+        here = [each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(request.url.path)]
+        allowed = ", ".join(sorted({method for each in here for method in each.methods or ()}))
         body = error_body(405, "cannot do that here", value=request.method, limit=allowed)
         return Response(body, status_code=405, media_type="application/json", headers={"Allow": allowed})
 

@@ -18,7 +18,7 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,14 @@ def put_aside(path: Path, why: str, text: str) -> None:
         if of_it.exists():
             of_it.replace(aside.with_name(aside.name + suffix))
     log.error("history in %s is %s: it is now %s, and history begins anew", path, text, aside.name)
+
+
+Lag = Callable[[float], float]
+"""How much earlier than by the wall clock the time is, for what is kept for so long."""
+
+
+def _no_lag(kept_s: float) -> float:
+    return 0.0
 
 
 class Store:
@@ -260,8 +268,14 @@ class Store:
     def roll_up(self, now_s: float, step_s: int, most: int) -> bool:
         """Make minutes of the seconds of quarters that are over, for so many instances; whether there were any."""
         last = int(now_s - SPILL_S) // QUARTER_S - 1
+        if self._rolled_up > last + 1:
+            self._rolled_up = 0  # the clock was set back
         while not self._to_roll_up and self._rolled_up < last:
-            self._rolled_up = max(self._rolled_up + 1, last - SECONDS_KEPT_S // QUARTER_S)
+            found = self._connection.execute(
+                "SELECT min(bucket) FROM seconds WHERE bucket >= ?", ((self._rolled_up + 1) * QUARTER_S // BUCKET_S,)
+            )
+            (bucket,) = found.fetchone()
+            self._rolled_up = last if bucket is None else min(last, bucket * BUCKET_S // QUARTER_S)
             self._to_roll_up = self._not_rolled_up(self._rolled_up)
         if not self._to_roll_up:
             return False
@@ -288,16 +302,16 @@ class Store:
                 )
                 self._connection.execute("UPDATE instances SET heard_s = ? WHERE id = ?", (end_s, instance))
 
-    def prune(self, now_s: float) -> None:
+    def prune(self, now_s: float, lag_s: Lag = _no_lag) -> None:
         """Drop a little of what is too old or too much; call it every second."""
         execute = self._connection.execute
-        self._prune_oldest("seconds", (now_s - SECONDS_KEPT_S) // BUCKET_S - 1)
-        self._prune_oldest("minutes", (now_s - MINUTES_KEPT_S) // QUARTER_S - 1)
+        self._prune_oldest("seconds", (now_s - lag_s(SECONDS_KEPT_S) - SECONDS_KEPT_S) // BUCKET_S - 1)
+        self._prune_oldest("minutes", (now_s - lag_s(MINUTES_KEPT_S) - MINUTES_KEPT_S) // QUARTER_S - 1)
         for table, column in (("events", "time_s"), ("commands", "asked_at_s"), ("postmortems", "ended_s")):
             execute(
                 f"DELETE FROM {table} WHERE rowid IN "
                 f"(SELECT rowid FROM {table} WHERE {column} < ? ORDER BY {column} LIMIT {_PRUNED_AT_ONCE})",
-                (now_s - EVENTS_KEPT_S,),
+                (now_s - lag_s(EVENTS_KEPT_S) - EVENTS_KEPT_S,),
             )
         if self.used_share() > _FULL_AT:
             self._shrink(now_s)
@@ -305,7 +319,7 @@ class Store:
         if free > self._pages_most // 4:
             execute("PRAGMA incremental_vacuum(256)").fetchall()
 
-    def prune_rarely(self, now_s: float) -> None:
+    def prune_rarely(self, now_s: float, lag_s: Lag = _no_lag) -> None:
         """Drop what there is too much of, in number; call it every minute."""
         execute = self._connection.execute
         rows_most = self._limit_bytes // 4 // 1024
@@ -325,8 +339,10 @@ class Store:
             "DELETE FROM postmortems WHERE rowid IN (SELECT rowid FROM postmortems ORDER BY ended_s LIMIT ?)",
             (max(0, count - self._limit_bytes // 4 // 8192),),
         )
-        execute("DELETE FROM incarnations WHERE heard_s < ?", (now_s - EVENTS_KEPT_S,))
-        if execute("DELETE FROM instances WHERE heard_s < ?", (now_s - MINUTES_KEPT_S - 86400,)).rowcount:
+        execute("DELETE FROM incarnations WHERE heard_s < ?", (now_s - lag_s(EVENTS_KEPT_S) - EVENTS_KEPT_S,))
+        instances_kept_s = MINUTES_KEPT_S + 86400
+        heard_s = now_s - lag_s(instances_kept_s) - instances_kept_s
+        if execute("DELETE FROM instances WHERE heard_s < ?", (heard_s,)).rowcount:
             self._ids.clear()
 
     def _prune_oldest(self, table: str, bucket: float) -> bool:

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from bus.operators import OperatorLink
 from cdn_daemon.settings import SettingError
 from services.atlas import history as history_module
 from services.atlas import samples, store
+from services.atlas.aging import Aging
 from services.atlas.ends import Ends
 from services.atlas.fleet import Said
 from services.atlas.happened import TEXT_CHARS, Happened
@@ -252,6 +254,67 @@ def test_pruning_by_age(path: Path) -> None:
         assert left() == expected
 
 
+@pytest.mark.parametrize("jump_s", [3600.0, 86400.0, 366 * 86400.0])
+def test_a_clock_that_jumps_prunes_nothing_early(path: Path, jump_s: float) -> None:
+    """What was written before lives as long as it should, by the time that has truly passed; then it goes."""
+    held = opened(path)
+    filled(held, ["web"], NOW_S, NOW_S + 300)
+    held.write(Batch(events=[event(number) for number in range(100)], ends=[filed(1)]))
+    aging = Aging(NOW_S + 300.0, NOW_S + 300.0, 1000.0)
+
+    def after(passed_s: float) -> tuple[bool, bool, bool]:
+        """What of seconds, minutes and events is there, so long after the last was written; the clock has jumped."""
+        wall_s = NOW_S + 300 + jump_s + passed_s
+        aging.look(wall_s, 1000.0 + passed_s)
+        for _ in range(10):
+            held.roll_up(wall_s, 60, 10)
+            held.prune(wall_s, aging.lag_s)
+            held.prune_rarely(wall_s, aging.lag_s)
+        queries = held.queries
+        seconds, minutes = queries.seconds("web", 0, NOW_S + 300), queries.minutes("web", 0, NOW_S + 300)
+        return bool(seconds), bool(minutes), bool(queries.newest_events(1) and queries.ends("web", before_s=None, limit=1))
+
+    assert after(1.0) == (True, True, True)
+    assert after(3000.0) == (True, True, True)
+    assert after(3600 + 600.0) == (False, True, True)
+    assert after(6 * 86400.0) == (False, True, True)
+    assert after(7 * 86400 + 2 * QUARTER_S + 60.0) == (False, False, True)
+    assert after(29 * 86400.0) == (False, False, True)
+    assert after(30 * 86400 + 600.0) == (False, False, False)
+
+
+def test_minutes_are_made_though_the_clock_is_set_back(path: Path) -> None:
+    """And of what was written when it was ahead, too, once that time has come."""
+    held = opened(path)
+    held.roll_up(NOW_S + 365 * 86400, 60, 10)
+    filled(held, ["web"], NOW_S, NOW_S + 300)
+    held.roll_up(NOW_S + 2 * QUARTER_S, 60, 10)
+    assert len(held.queries.minutes("web", 0, NOW_S + 300)) == 5
+
+
+def test_how_far_a_clock_has_jumped() -> None:
+    """Ahead and back again is nothing; slewing is nothing; a time away counts until it is over."""
+    aging = Aging(None, 1e9, 0.0)
+    for second in range(1, 100):
+        aging.look(1e9 + 1.0005 * second, second)
+    assert aging.lag_s(60) == 0
+    aging.look(1e9 + 3600 + 100, 100)
+    assert aging.lag_s(60) == pytest.approx(3600, abs=1)
+    aging.look(1e9 + 3600 + 161, 161)
+    assert aging.lag_s(60) == 0
+    assert aging.lag_s(600) == pytest.approx(3600, abs=1)
+    aging.look(1e9 + 200, 200)
+    assert aging.lag_s(600) == pytest.approx(0, abs=1)
+    aging.look(0.0, 201)
+    assert aging.lag_s(600) == 0
+    aging.look(1e9 + 202, 202)
+    assert aging.lag_s(600) == pytest.approx(0, abs=1)
+    away = Aging(1e9, 1e9 + 86400, 0.0)
+    assert away.lag_s(60) == 86400
+    away.look(1e9 + 86400 + 61, 61)
+    assert away.lag_s(60) == 0
+
+
 def test_pruning_by_size(path: Path) -> None:
     """Whatever comes, the file stays below its limit, keeps the newest, and is written to without an error."""
     limit_bytes = MiB
@@ -448,6 +511,27 @@ def test_the_next_one_remembers(run_dir: RunDir, begin: Callable[..., History]) 
     begin(run_dir, fleet)
     until(lambda: fleet.restored is not None)
     assert [each.id for each in fleet.restored or []] == ["e0", "e1", "e2"]
+
+
+def test_the_wall_clock_jumps_while_history_runs(run_dir: RunDir) -> None:
+    """By two months, between two looks: what happened before is still there when it has looked again."""
+    began_s, ahead_s = time.monotonic(), 0.0
+    one = History(run_dir, wall=lambda: NOW_S + ahead_s + time.monotonic() - began_s)
+    fleet = Fleet()
+    one.start(fleet)
+    one.tell(event(0))
+    assert ids(one) == ["e0"]
+
+    def samples_since(at_s: float) -> bool:
+        fleet.told = [replace(STATUS, instance="web")]
+        return bool(asked(one, lambda memory: memory.seconds("web", at_s, 1e10)))
+
+    until(lambda: samples_since(0))
+    ahead_s = 60 * 86400.0
+    until(lambda: samples_since(NOW_S + ahead_s))
+    until(lambda: samples_since(NOW_S + ahead_s + 2))
+    assert ids(one) == ["e0"]
+    one.stop()
 
 
 def test_statuses_commands_and_ends_are_taken(run_dir: RunDir, begin: Callable[..., History]) -> None:
