@@ -25,6 +25,8 @@ class Publisher:
         self._socket: zmq.Socket[bytes] = share().socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 1000)
+        # Subscriptions outlive the connection here: without this those of the next ATLAS would be no news.
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.connect(endpoint)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -120,6 +121,19 @@ def test_emitted_while_there_is_no_atlas(spawn: Spawn) -> None:
     until(lambda: values(other) == wanted + more)
     ids = [each["id"] for each in heard(other)]
     assert len(ids) == len(set(ids))
+
+
+def test_said_again_to_an_atlas_that_remembers_nothing(spawn: Spawn, run_dir: RunDir) -> None:
+    """What one ATLAS had heard, and had not written down when it was killed, the next one hears."""
+    atlas, one = spawn(*ATLAS), spawn(*GOSSIP, CDN_INSTANCE="one")
+    one.url()
+    (id_,) = emit(one, "192.0.2.11")
+    until(lambda: id_ in {event.id for event in of_atlas(run_dir)})
+    kill(atlas)
+    shutil.rmtree(run_dir.state("atlas"))
+    atlas = spawn(*ATLAS)
+    atlas.url()
+    until(lambda: id_ in {event.id for event in of_atlas(run_dir)})
 
 
 def test_a_burst(spawn: Spawn) -> None:
