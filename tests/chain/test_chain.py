@@ -1,0 +1,186 @@
+"""From a change point to a refused client, through every service in between, each its own process; and what kills it.
+
+The shop tells that its failed log-ins have risen; threat-intel, which lists whom they come from, that it was seen;
+threat-reaction proposes to ban it, and once a person has approved, tells the gateway, which refuses it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import BIN, Supervisord, free_port, is_running, short_dir, until
+
+LISTED, OTHER = "127.0.0.66", "127.0.0.67"
+"""Clients of the gateway; on Linux the whole of 127.0.0.0/8 is this host."""
+INTEL, REACTION, GATEWAY = "cdn-threat-intel", "cdn-threat-reaction", "gateway-primary"
+
+Json = dict[str, Any]
+
+
+class Fleet:
+    """A fleet of its own, by its supervisord; ATLAS stays down once it is killed, until it is started."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.gateway_port = free_port()
+        notifies = {"type": "notify"}
+        self.supervisord = Supervisord(
+            path,
+            {
+                "atlas": {"command": "python -m services.atlas", "autorestart": "false", **notifies},
+                GATEWAY: {
+                    "command": "python -m services.gateway",
+                    "environment": f'CDN_PORT="{self.gateway_port}",CDN_GATEWAY_BLOCK_LOOPBACK="yes"',
+                    **notifies,
+                },
+                INTEL: {"command": "python -m services.threat_intel", **notifies},
+                REACTION: {"command": "python -m services.threat_reaction", **notifies},
+                "shop": {"command": "python -m tests.chain.shop", **notifies},
+            },
+            env={"CDN_PORT": "0"},
+        )
+
+    def is_up(self, *names: str) -> bool:
+        """Whether these, or all, are ready by supervisord's word."""
+        states = self.supervisord.states()
+        return all(states.get(name) == "RUNNING" for name in names or states)
+
+    def port(self, name: str) -> int:
+        """Where it listens, as it has logged last."""
+        return int(re.findall(r"listens on 127\.0\.0\.1 port (\d+)", self.supervisord.log(name))[-1])
+
+    def ask(self, name: str, method: str, path: str, body: bytes | Json = b"", client: str = "127.0.0.1") -> Any:
+        """What a service answers, with its token; raises unless it does what was asked."""
+        status, answer = self.request(self.port(name), name, method, path, body, client)
+        assert 200 <= status < 300, (status, answer)
+        return json.loads(answer or b"null") if answer[:1] in (b"{", b"[") else answer.decode()
+
+    def request(
+        self, port: int, name: str, method: str, path: str, body: bytes | Json = b"", client: str = "127.0.0.1"
+    ) -> tuple[int, bytes]:
+        """Status and body."""
+        token = self.path / f"{name}.token"
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
+        content = json.dumps(body).encode() if isinstance(body, dict) else body
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=(client, 0))
+        try:
+            connection.request(method, path, content or None, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def status_for(self, client: str) -> int:
+        """What the gateway answers a client that wants the shop; 0: it is not there."""
+        try:
+            return self.request(self.gateway_port, "shop", "GET", "/shop/", client=client)[0]
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    def kill(self, name: str) -> None:
+        """As nobody can prepare for; returns once it is gone."""
+        pid = self.supervisord.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_running(pid), what=f"{name} is gone")
+
+    def cdnctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The real command."""
+        return subprocess.run(
+            [str(BIN / "cdnctl"), *arguments],
+            env=self.supervisord.env,
+            cwd=self.path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def chain(self, id_: str) -> list[Json]:
+        """As cdnctl tells it."""
+        done = self.cdnctl("events", "--chain", id_, "--json")
+        events: list[Json] = json.loads(done.stdout)["events"] if done.returncode == 0 else []
+        return events
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """One in which everything runs, the listed client is listed, and loopback may be blocked."""
+    with short_dir() as path:
+        fleet = Fleet(path)
+        with fleet.supervisord:
+            until(fleet.is_up, within_s=60, what="all are ready")
+            fleet.ask(INTEL, "PUT", "/feeds/guessers?confidence=95", f"{LISTED}\n".encode())
+            fleet.ask(REACTION, "DELETE", "/never-block/127.0.0.0/8?by=test")
+            until(lambda: fleet.status_for(LISTED) == 200, what="the gateway knows the shop")
+            routes = path / "state" / GATEWAY / "routes.json"
+            until(lambda: routes.exists() and "shop" in routes.read_text(), what="and the next gateway will")
+            yield fleet
+
+
+def proposed(fleet: Fleet) -> list[Json]:
+    """The reactions that wait for a person."""
+    found: list[Json] = fleet.ask(REACTION, "GET", "/reactions?state=proposed")["reactions"]
+    return found
+
+
+def steps(chain: list[Json]) -> list[tuple[str, str]]:
+    """Who said what, in order."""
+    told = {"reaction": "state", "blocked": "action"}
+    return [(event["instance"], str(event["facts"].get(told.get(event["kind"], ""), event["kind"]))) for event in chain]
+
+
+WHOLE = {
+    ("shop", "change_point"),
+    (INTEL, "sighting"),
+    (REACTION, "proposed"),
+    (REACTION, "approved"),
+    (REACTION, "executed"),
+    (GATEWAY, "deny"),
+}
+
+
+def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
+    """Nobody is refused before a person has approved; ATLAS, gateway and threat-reaction are killed in the middle."""
+    id_ = fleet.ask("shop", "POST", f"/rises?source={LISTED}")
+    (reaction,) = until(lambda: proposed(fleet), what="a ban is proposed")
+    assert fleet.status_for(LISTED) == 200
+
+    fleet.kill("atlas")
+    fleet.ask(REACTION, "POST", f"/reactions/{reaction['id']}/approve", {"by": "somebody"})
+    until(lambda: fleet.status_for(LISTED) == 403, what="it is refused")
+    assert fleet.status_for(OTHER) == 200
+
+    fleet.kill(GATEWAY)
+    until(lambda: fleet.status_for(OTHER) == 200, what="the next gateway serves")
+    assert fleet.status_for(LISTED) == 403
+    fleet.kill(REACTION)
+    until(lambda: fleet.is_up(REACTION))
+    assert fleet.status_for(LISTED) == 403
+    assert fleet.cdnctl("events", "--chain", id_).returncode == 4, "there is no ATLAS to ask"
+
+    assert fleet.supervisord.ctl("start", "atlas").returncode == 0
+    until(lambda: set(steps(fleet.chain(id_))) == WHOLE, what="the chain is whole")
+    chain = fleet.chain(id_)
+    assert len(chain) == len(WHOLE), "each once"
+    events = {event["id"]: event for event in chain}
+    (blocked,) = (event for event in chain if event["kind"] == "blocked")
+    assert blocked["facts"]["network"] == f"{LISTED}/32"
+    way, cause = [], blocked
+    while cause:
+        way.append(cause["kind"])
+        cause = events.get(cause["cause"], {})
+    assert way[0] == "blocked"
+    assert way[-2:] == ["sighting", "change_point"]
+    shown = fleet.cdnctl("events", "--chain", blocked["id"]).stdout
+    assert re.search(rf"shop +change_point +failed log-ins from {LISTED}", shown), shown
+    assert re.search(rf"{GATEWAY} +blocked +└ {LISTED}/32 is refused until", shown), shown
+    assert fleet.status_for(LISTED) == 403
