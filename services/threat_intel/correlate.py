@@ -7,13 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 
 from msgspec import Struct
 
 from services.threat_intel import rows as sql
 from services.threat_intel.api import MatchAnswer, Related, Technique, TechniqueAnswer, ValueAnswer
 from services.threat_intel.index import STAGES, Index, Match, Stage
-from services.threat_intel.scoring import Feed, Verdict, Witness, combined, verdict, weight, witness
+from services.threat_intel.scoring import Feed, Verdict, Witness, score, verdict, weight, witness
 from services.threat_intel.stix import StixObject, read_object
 from services.threat_intel.store import Store
 from services.threat_intel.values import Kind, NoValue, Value, read
@@ -125,7 +126,7 @@ class Correlator:
 
     def _weigh(self, answer: ValueAnswer, index: Index, matches: list[Match], now_s: float) -> None:
         said: list[tuple[float, MatchAnswer]] = []
-        witnesses: list[Witness] = []
+        strongest: dict[str, float] = {}
         for how, key, listings in matches:
             sighted_s = index.sighted.get(key, 0.0)
             for listing in listings:
@@ -133,19 +134,19 @@ class Correlator:
                 seen = witness(listing, feed, sighted_s, now_s) if feed is not None else None
                 if feed is None or seen is None:
                     continue
-                witnesses.append(seen)
-                points = 100 * weight(seen, feed)
-                last_s = max(listing.last_s, sighted_s)
+                one = weight(seen, feed)
+                if one > strongest.get(feed.name, 0.0):
+                    strongest[feed.name] = one
                 said.append(
                     (
-                        -points,
+                        one,
                         MatchAnswer(
                             feed=feed.name,
                             how=how,
                             listed=key,
-                            score=round(points, 1),
+                            score=round(100 * one, 1),
                             first_s=listing.first_s,
-                            last_s=last_s,
+                            last_s=listing.last_s if listing.last_s > sighted_s else sighted_s,
                             indicator=listing.indicator,
                         ),
                     )
@@ -153,19 +154,18 @@ class Correlator:
         if not said:
             return
         if len(said) > 1:
-            said.sort(key=lambda one: one[0])
+            said.sort(key=itemgetter(0), reverse=True)
         shown = [one for _, one in said]
-        answer.score = round(combined(witnesses, index.feeds), 1)
+        answer.score = round(score(strongest.values()), 1)
         if answer.allowed_by is None:
             answer.verdict = verdict(answer.score)
         answer.feeds = tuple(dict.fromkeys(one.feed for one in shown))
-        answer.first_s = min(one.first_s for one in shown)
-        answer.last_s = max(one.last_s for one in shown)
-        answer.techniques = tuple(
-            dict.fromkeys(
-                technique for one in shown if one.indicator for technique in self._indicated(index, one.indicator)
-            )
-        )
+        answer.first_s = min([one.first_s for one in shown])
+        answer.last_s = max([one.last_s for one in shown])
+        indicators = [one.indicator for one in shown if one.indicator]
+        if indicators:
+            indicated = [technique for one in indicators for technique in self._indicated(index, one)]
+            answer.techniques = tuple(dict.fromkeys(indicated))
         most = self._store.limits.matches
         if len(shown) > most:
             answer.matches_total = len(shown)

@@ -192,4 +192,4 @@ def patched(hot: dict[str, Listings], feed: str, listed: Mapping[str, Listings |
             fresh[key] = together
         else:
             fresh.pop(key, None)
-    return fresh
+    return fresh if len(fresh) * 2 > len(hot) else dict(fresh.items())  # a dict never shrinks by itself

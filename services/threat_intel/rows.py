@@ -6,6 +6,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from socket import AF_INET, inet_pton
 from typing import Any
 
 import apsw
@@ -71,7 +72,8 @@ ORDER BY 1 LIMIT 50
 """
 """(ATT&CK id, name) of the techniques that an indicator indicates: itself, or by the malware that it indicates."""
 TECHNIQUE = """
-SELECT id, feed, json FROM objects WHERE attack = ? AND type = 'attack-pattern' ORDER BY version_us DESC LIMIT 1
+SELECT id, feed, json FROM objects WHERE attack = ? AND type = 'attack-pattern' ORDER BY
+coalesce(json_extract(CAST(json AS TEXT), '$.revoked'), 0), version_us DESC LIMIT 1
 """
 RELATED = """
 SELECT DISTINCT r.kind, o.type, o.name, o.attack FROM relations r JOIN objects o ON o.id = r.source WHERE r.target = ?
@@ -81,6 +83,9 @@ AND o.version_us = (SELECT max(n.version_us) FROM objects n WHERE n.id = r.targe
 ORDER BY 1, 2, 3 LIMIT 1000
 """
 """(relationship, type, name, ATT&CK id) of what a technique has to do with."""
+
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 def query(connection: apsw.Connection, sql: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -94,6 +99,9 @@ def time_text(us: int) -> str:
 
 
 def low_of(value: Value) -> bytes | None:
+    """The first address of an address or network, as bounds has it; None of what has none."""
+    if value.kind is Kind.IPV4 and not value.is_network:  # what lists are full of
+        return _MAPPED + inet_pton(AF_INET, value.key)
     return bounds(value.key)[0] if value.kind in (Kind.IPV4, Kind.IPV6) else None
 
 

@@ -156,6 +156,7 @@ class Store:
             if version not in (0, sql.VERSION):
                 raise RuntimeError(f"cannot use {self.path}: its version is {version}, this reads {sql.VERSION}")
             connection.execute(sql.SCHEMA)
+            self._version = connection.pragma("data_version")
             self._load(connection)
             self._writer = Writer(connection, waiting=self.limits.writes_waiting)
             if not self.index.feeds:
@@ -167,9 +168,9 @@ class Store:
 
         def look(connection: apsw.Connection) -> None:
             version = connection.pragma("data_version")  # changes with others' commits, not with this connection's own
-            if self._version is not None and version != self._version:
+            if version != self._version:
                 self._load(connection)
-            self._version = version
+                self._version = version
 
         self.writer.submit(look, urgent=True).result()
 
@@ -342,11 +343,19 @@ class Store:
             connection.executemany(
                 "DELETE FROM listings WHERE feed = ? AND key = ?", ((feed.name, key) for key in gone)
             )
-            connection.executemany(
-                "INSERT OR REPLACE INTO listings VALUES (?, ?, '', ?, ?, ?, ?, NULL, NULL)",
+            if is_whole:
+                connection.execute("UPDATE listings SET last_s = ? WHERE feed = ?", (now_s, feed.name))
+            else:
+                connection.executemany(
+                    "UPDATE listings SET last_s = ? WHERE feed = ? AND key = ?",
+                    ((now_s, feed.name, key) for key in wanted if key in first),
+                )
+            connection.executemany(  # in the order of the table, which is twice as quick
+                "INSERT INTO listings VALUES (?, ?, '', ?, ?, ?, ?, NULL, NULL)",
                 (
-                    (feed.name, value.key, str(value.kind), sql.low_of(value), first.get(value.key, now_s), now_s)
-                    for value in wanted.values()
+                    (feed.name, key, str(wanted[key].kind), sql.low_of(wanted[key]), now_s, now_s)
+                    for key in sorted(wanted)
+                    if key not in first
                 ),
             )
             shared: dict[float, Listings] = {}
