@@ -141,6 +141,7 @@ class Store:
                 self._tell(future, None, StoreError(self.problem))
             return True
         try:
+            changes = database.total_changes
             database.execute("BEGIN IMMEDIATE")
             results = [job(database) for job, _ in jobs]
             database.execute("COMMIT")
@@ -151,7 +152,8 @@ class Store:
             if len(jobs) == 1:
                 self._tell(jobs[0][1], None, StoreError(self.problem))
             return False
-        self.problem = ""
+        if database.total_changes > changes:  # a commit of nothing proves nothing
+            self.problem = ""
         self.commits += 1
         for (_, future), result in zip(jobs, results, strict=True):
             self._tell(future, result, None)
