@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 BARE = """
 import asyncio, os, sys, socket, threading, time
@@ -52,18 +55,13 @@ with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 """
 
 DAEMON = """
-import gc, sys
+import sys
 sys.path.insert(0, {root!r})
-from benchmarks.daemon_cost import app, busy
+from benchmarks.daemon_cost import app, busy, watch_ticks
 from cdn_daemon import Band, Limits, MiB, Service, run
 service = Service("cost", app=app, port=0, limits=Limits(rss_bytes=Band(soft=512 * MiB, hard=768 * MiB, for_s=10)))
 if {kind!r} != "daemon":
-    from cdn_daemon.vitals import TickTimes
-    @service.metrics
-    def ticks():
-        times = next(each for each in gc.get_objects() if isinstance(each, TickTimes))
-        return {{f"{{what}}_p{{part}}_ms": 1000 * value for part in (50, 95, 99)
-                for what, value in zip(("late", "body"), times.percentile(part / 100))}}
+    service.metrics(watch_ticks())
 if {kind!r} == "busy":
     import threading
     threading.Thread(target=busy, daemon=True).start()
@@ -93,6 +91,11 @@ if __name__ == "__main__":
 """
 
 WHAT = ("late", "body")
+WARM_UP_S = 3.0
+"""What is done once is not counted."""
+WATCHDOG_S = 0.5
+"""As our warden has it by default: a daemon says five times a second that it lives."""
+NOTIFY = "told"
 SAMPLES_HZ = 5
 """How often a daemon reads memory and what else may run away; see cdn_daemon/guard.py."""
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +111,38 @@ async def app(scope, receive, send):  # type: ignore[no-untyped-def]
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"hi"})
+
+
+def watch_ticks() -> Callable[[], dict[str, float]]:
+    """What tells percentiles of all ticks of this process's daemon since it has warmed up, in ms."""
+    from cdn_daemon import guard, vitals
+
+    made: list[Any] = []
+
+    class Kept(vitals.TickTimes):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    guard.TickTimes = Kept  # type: ignore[attr-defined]
+    since_s = time.monotonic() + WARM_UP_S
+    warmed_up = False
+
+    def ticks() -> dict[str, float]:
+        nonlocal warmed_up
+        if time.monotonic() < since_s:
+            return {}
+        if not warmed_up:
+            warmed_up = True
+            made[0]._ticks.clear()
+            return {}
+        return {
+            f"{what}_p{part}_ms": 1000 * value
+            for part in (50, 95, 99)
+            for what, value in zip(WHAT, made[0].percentile(part / 100), strict=True)
+        }
+
+    return ticks
 
 
 def busy() -> None:
@@ -141,12 +176,34 @@ def rss_mib(pid: int) -> float:
 
 
 @contextmanager
+def watched(run_dir: Path) -> Iterator[None]:
+    """Somebody who is told by all daemons that they live, as our warden is, and does nothing with it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(run_dir / NOTIFY))
+
+        def listen() -> None:
+            while told.recv(4096) != b"enough":
+                continue
+
+        listener = Thread(target=listen)
+        listener.start()
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                last.sendto(b"enough", str(run_dir / NOTIFY))
+            listener.join()
+
+
+@contextmanager
 def process(kind: str, run_dir: Path, name: str) -> Iterator[tuple[int, float]]:
     """(pid, seconds from its spawning until it listens) of one process of that kind."""
     source = BARE if kind in ("server", "waking") else DAEMON
     env = {key: value for key, value in os.environ.items() if not key.startswith(("CDN_", "NOTIFY_", "SUPERVISOR_"))}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # the libraries are compiled, so we must be
     env |= {"CDN_RUN_DIR": str(run_dir), "CDN_INSTANCE": name, "PYTHONUNBUFFERED": "1"}
+    if (run_dir / NOTIFY).exists():
+        env |= {"NOTIFY_SOCKET": str(run_dir / NOTIFY), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
     if kind == "atlas":
         arguments = ["-m", "services.atlas"]
         env["CDN_PORT"] = "0"
@@ -182,7 +239,7 @@ def cost_beside_the_server(processes: int, seconds: float, run_dir: Path) -> dic
         for number in range(processes):
             for kind in KINDS:  # taking turns, so that none has the quiet moments for itself
                 alive[kind].append(stack.enter_context(process(kind, run_dir, f"{kind}-{number}")))
-        time.sleep(3)  # what is done once is not counted
+        time.sleep(WARM_UP_S)
         pids = {kind: [pid for pid, _ in started] for kind, started in alive.items()}
         before = {pid: cpu_s(pid) for each in pids.values() for pid in each}
         began_s = time.monotonic()
@@ -205,7 +262,7 @@ def fleet_cost(size: int, seconds: float, run_dir: Path) -> dict[str, float]:
     with ExitStack() as stack:
         atlas, _ = stack.enter_context(process("atlas", run_dir, "atlas"))
         pids = [stack.enter_context(process("daemon", run_dir, f"fleet-{n}"))[0] for n in range(size)]
-        time.sleep(3)
+        time.sleep(WARM_UP_S)
         before = {pid: cpu_s(pid) for pid in (atlas, *pids)}
         began_s = time.monotonic()
         time.sleep(seconds)
@@ -222,11 +279,14 @@ def tick_times(kind: str, seconds: float, run_dir: Path) -> dict[str, float]:
 
     with process("atlas", run_dir, "atlas"), process(kind, run_dir, kind):
         subscriber = Subscriber(RunDir(run_dir).feed, [f"status/{kind}/"])
-        deadline_s = time.monotonic() + seconds
+        deadline_s = time.monotonic() + WARM_UP_S + seconds
         last: dict[str, float] = {}
         while time.monotonic() < deadline_s:
             message = subscriber.receive(0.5)
-            last = message.metrics.values if isinstance(message, DaemonStatus) else last
+            if isinstance(message, DaemonStatus) and message.metrics.values:
+                vitals = message.metrics.vitals
+                told = {"vitals_late_ms": vitals.tick_late_s, "vitals_body_ms": vitals.tick_body_s}
+                last = message.metrics.values | {name: 1000 * (value or 0.0) for name, value in told.items()}
         subscriber.close()
     if not last:
         raise RuntimeError(f"{kind} has told nothing within {seconds} s")
@@ -315,7 +375,7 @@ def _children_like(pid: int, word: str) -> list[int]:
 def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, object]:
     """All of it."""
     results: dict[str, object] = {}
-    with tempfile.TemporaryDirectory(prefix="cdn-") as name:
+    with tempfile.TemporaryDirectory(prefix="cdn-") as name, watched(Path(name)):
         run_dir = Path(name)
         say(f"{arguments.processes} processes of each kind, {arguments.seconds:g} s …")
         with process("atlas", run_dir, "atlas"):  # as a fleet has one; alone, a daemon tries to reach it twice a second
@@ -365,7 +425,8 @@ def main() -> None:
     for name, what in (("idle_ticks", "idle"), ("busy_ticks", "beside a busy thread")):
         ticks: dict[str, float] = results[name]  # type: ignore[assignment]
         shown = ", ".join(f"{kind} {ticks[f'{kind}_p95_ms']:.2f} / {ticks[f'{kind}_p99_ms']:.2f}" for kind in WHAT)
-        print(f"ticks {what}, p95 / p99 in ms: {shown}")
+        told = " / ".join(f"{ticks[f'vitals_{kind}_ms']:.2f}" for kind in WHAT)
+        print(f"ticks {what}, p95 / p99 in ms: {shown}; p99 in its vitals, of the last minute: {told}")
     if arguments.fleet:
         fleet: dict[str, float] = results["fleet"]  # type: ignore[assignment]
         own = fleet["services_percent"] - arguments.fleet * server["cpu_percent"]

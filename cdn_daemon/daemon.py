@@ -64,8 +64,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-_REPORT, _GREET = 9, 0
-"""The turns in which it is said how things are, and that it is there; nothing is read in them."""
+_REPORT, _GREET = 9, 1
+"""The turns in which it is said how things are, and that it is there. Odd ones, as the watchdog is fed in even ones:
+what wakes another thread or process gives the interpreter away, so nothing is to do that twice in a turn."""
 AWAY_S = 1.0
 """A tick that begins this much late was not the service's fault: what it waited for gets its time again."""
 _EVENTS = 4
@@ -125,7 +126,7 @@ class CDNDaemon(ServiceDaemon):
         self._said_version, self._said_mode = 0, self.ooda.mode
         self._said_under_way = ""
         self._turn = 5
-        """Half a second before the first greeting: what is reported has been read by then, and ATLAS reached."""
+        """Four before the first report: what it says has been read by then."""
         self._greets = False
         self._bus_stirred = True
         """Whether something may have come: a descriptor said so, or a send has swallowed its edge."""
@@ -401,6 +402,7 @@ class CDNDaemon(ServiceDaemon):
         assert self._link is not None
         if self._publisher.has_new_subscriber():
             self.report()
+            self._greet()
             self._outbox.again()
         for command in self._link.receive():
             known = self._outcomes.get(command.id)
@@ -501,7 +503,7 @@ class CDNDaemon(ServiceDaemon):
             if self._greets:
                 self._greet()
                 self._bus_stirred = True
-        if now_s >= self._feed_s - (TICK_S if turn == _REPORT - 1 else 0.0):  # not in the turn of the report
+        if now_s >= self._feed_s - (0.0 if turn % 2 else TICK_S):
             self._feed_watchdog(now_s)
 
     def _back_after(self, late_s: float, now_s: float) -> None:

@@ -73,8 +73,8 @@ class Guard:
         """As last put together, once a second."""
         memory = self._look_at_memory
         self._looks: list[Callable[[float], Demand | None] | None] = [None] * TURNS
-        self._looks[0::2] = [memory, memory, memory, memory, self._put_together]
-        self._looks[1], self._looks[7] = self._look_at_cpu_and_threads, self._look_at_fds_and_children
+        self._looks[1::2] = [memory, memory, memory, self._put_together, memory]
+        self._looks[2], self._looks[6] = self._look_at_cpu_and_threads, self._look_at_fds_and_children
         self._calm_below = -math.inf
         """Of memory: what is read between two of once a second need not be followed."""
         self._says = False
