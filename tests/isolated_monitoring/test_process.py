@@ -277,13 +277,14 @@ def test_a_full_disk(run_path: Path) -> None:
         config = f'[[alert]]\nwebhook = "http://127.0.0.1:{webhook.server_port}/"\n'
         with monitoring(run_path, config) as (client, process):
             check = client.make_check(name="job")
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, most))
             answer = client.call("POST", f"/ping/{check['uuid']}/fail", b"x" * 9000)
             assert answer.error["status"] == 507
             until(lambda: webhook.heard, what="the alert goes out")
             assert is_running(process.pid)
             until(lambda: "cannot write" in str(client.get("/readyz").json["reasons"]), what="it says so")
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
             assert client.get(f"/ping/{check['uuid']}").status == 200
 
 
