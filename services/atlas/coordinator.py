@@ -18,7 +18,7 @@ id. So a command arrives at least once; it takes effect at most once, as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -134,6 +134,10 @@ class CDNCoordinator:
         self._rollouts = {entry.request.id for entry in self.book.open.values()}
         """Orders some of whose commands may wait for their turn."""
         self._turns_from_s = 0.0
+        self._tables_by_s = 0.0
+        """Until then an instance that no warden has told of may have one that is not heard yet."""
+        self._out_of_order: set[str] = set()
+        """Orders taken before it was known what depends on what; none of their commands has begun."""
         self._swept_s = 0.0
 
     @property
@@ -166,7 +170,7 @@ class CDNCoordinator:
         if operator != NOBODY:
             self._operators[order.id] = [operator]
         names = tuple(dict.fromkeys(order.names))
-        after = rollout.waits(order.verb, order.batch, names, {name: self._needs(name) for name in names})
+        after = self._waits(order, names)
         entries = [
             Entry(
                 id=self._new_id(),
@@ -182,7 +186,9 @@ class CDNCoordinator:
         for entry in entries:
             self.book.put(entry)
         self._rollouts.add(order.id)
-        actions = self._take_turns(order.id, now_s)
+        if len(names) > 1 and rollout.has_order(order.verb, order.batch) and not self._knows_order(names, now_s):
+            self._out_of_order.add(order.id)
+        actions = self._take_turns(order.id, now_s) if order.id not in self._out_of_order else []
         # All of it is written down before it is taken, and it is taken before anything is sent.
         written = {entry.id: Record(entry) for entry in entries}
         for action in actions:
@@ -192,6 +198,25 @@ class CDNCoordinator:
         accepted = OrderAccepted(id=order.id, commands={entry.name: entry.id for entry in entries})
         rest = [action for action in actions if not isinstance(action, Record)]
         return [*written.values(), ToOperator(operator, accepted), *rest]
+
+    def _waits(self, order: OrderRequest, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        names = tuple(names)
+        return rollout.waits(order.verb, order.batch, names, {name: self._needs(name) for name in names})
+
+    def _knows_order(self, names: Iterable[str], now_s: float) -> bool:
+        """Whether what depends on what is known, or will not be."""
+        rows, members = self._fleet.rows(), self._fleet.members
+        return now_s >= self._tables_by_s or all(name in rows or name not in members for name in names)
+
+    def _put_in_order(self, order_id: str, now_s: float) -> list[Action]:
+        entries = self.book.order(order_id)
+        names = [entry.name for entry in entries]
+        if not self._knows_order(names, now_s):
+            return []
+        self._out_of_order.discard(order_id)
+        after = self._waits(entries[0].request, names) if entries else {}
+        changed = [replace(entry, after=after[entry.name]) for entry in entries if entry.after != after[entry.name]]
+        return [action for entry in changed for action in self._put(entry)]
 
     def _refusal(self, order: OrderRequest, now_s: float) -> Refusal | None:
         if order.attach:
@@ -412,6 +437,7 @@ class CDNCoordinator:
     def resume(self, now_s: float) -> list[Action]:
         """Take up what an ATLAS before this one has left open."""
         actions: list[Action] = []
+        self._tables_by_s = now_s + FIRST_GREETING_S
         if self.book.open:
             self._turns_from_s = now_s + FIRST_GREETING_S  # until then, an unknown service may be one not heard yet
         for entry in list(self.book.open.values()):
@@ -445,7 +471,9 @@ class CDNCoordinator:
         for id_ in list(self.book.open):
             actions += self._look_again(id_, now_s)
         for order_id in list(self._rollouts):
-            if now_s >= self._turns_from_s or self._knows_all(order_id, now_s):
+            if order_id in self._out_of_order:
+                actions += self._put_in_order(order_id, now_s)
+            elif now_s >= self._turns_from_s or self._knows_all(order_id, now_s):
                 actions += self._take_turns(order_id, now_s)
         return actions
 

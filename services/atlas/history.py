@@ -103,9 +103,7 @@ class Memory:
 class History:
     """Runs from ``start`` to ``stop``; ``tell``, ``ask`` and what it shows are for any thread."""
 
-    def __init__(
-        self, run_dir: RunDir, limit_bytes: int = LIMIT_BYTES, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, run_dir: RunDir, limit_bytes: int = LIMIT_BYTES, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._path = run_dir.state("atlas") / "history.db"
         self.limit_bytes = limit_bytes

@@ -19,12 +19,17 @@ _ENDED_BADLY = {
 }
 
 
+def has_order(verb: Verb, batch: int | None) -> bool:
+    """Whether any may have to wait for another."""
+    return verb in (Verb.START, Verb.STOP) or batch is not None
+
+
 def waits(
     verb: Verb, batch: int | None, names: Collection[str], needs: Mapping[str, Collection[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Name → the names of the order that must have ended before it. needs: name → what it depends on, near and far."""
     after: dict[str, list[str]] = {name: [] for name in names}
-    if verb in (Verb.START, Verb.STOP) or batch is not None:
+    if has_order(verb, batch):
         for name in names:
             for need in sorted(after.keys() & needs.get(name, ())):
                 first, then = (name, need) if verb is Verb.STOP else (need, name)

@@ -47,7 +47,9 @@ def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -
 
     async def not_allowed(request: Request, _: Exception) -> Response:
         # Starlette names the methods of the first route of this path only.
-        here = [each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(request.url.path)]
+        here = [
+            each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(request.url.path)
+        ]
         allowed = ", ".join(sorted({method for each in here for method in each.methods or ()}))
         body = error_body(405, "cannot do that here", value=request.method, limit=allowed)
         return Response(body, status_code=405, media_type="application/json", headers={"Allow": allowed})

@@ -272,7 +272,11 @@ def test_a_clock_that_jumps_prunes_nothing_early(path: Path, jump_s: float) -> N
             held.prune_rarely(wall_s, aging.lag_s)
         queries = held.queries
         seconds, minutes = queries.seconds("web", 0, NOW_S + 300), queries.minutes("web", 0, NOW_S + 300)
-        return bool(seconds), bool(minutes), bool(queries.newest_events(1) and queries.ends("web", before_s=None, limit=1))
+        return (
+            bool(seconds),
+            bool(minutes),
+            bool(queries.newest_events(1) and queries.ends("web", before_s=None, limit=1)),
+        )
 
     assert after(1.0) == (True, True, True)
     assert after(3000.0) == (True, True, True)

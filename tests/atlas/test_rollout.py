@@ -408,6 +408,28 @@ def test_a_new_atlas_goes_on_with_a_rollout() -> None:
     )
 
 
+@pytest.mark.parametrize("is_warden_heard", [True, False])
+def test_an_order_before_the_warden_is_heard(is_warden_heard: bool) -> None:
+    """A new ATLAS hears daemons a moment before their warden: what depends on what is waited for, but not for ever."""
+    world = World()
+    world.fleet = Fleet()
+    world.coordinator = CDNCoordinator(world.fleet, lambda: f"c{next(world.ids)}", boot_id="b1")
+    world.take(world.coordinator.resume(world.now_s))
+    for name in ("web", "db"):
+        world.fleet.hear(status(service=name, instance=name, pid=world.pid_of[name]), world.now_s)
+    world.order(Verb.RESTART, "web", "db", batch=1)
+    stages = {view.name: view.stage for view in world.coordinator.commands(10)}
+    assert stages == {"web": "waiting", "db": "waiting"}
+    assert len(world.replies(OrderAccepted)) == 1
+    if is_warden_heard:
+        world.table()
+    world.now_s += 0.1 if is_warden_heard else FIRST_GREETING_S
+    for _ in range(2):
+        world.take(world.coordinator.tick(world.now_s))
+    stages = {view.name: view.stage for view in world.coordinator.commands(10)}
+    assert stages == ({"web": "waiting", "db": "asked"} if is_warden_heard else {"web": "asked", "db": "waiting"})
+
+
 @pytest.mark.parametrize("is_down", [True, False])
 def test_its_time_was_over_while_atlas_was_away(is_down: bool) -> None:
     """Nothing is sent any more. What has become of it is looked at; if that cannot be seen, it is unknown, and why."""
