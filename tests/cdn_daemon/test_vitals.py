@@ -9,7 +9,10 @@ from threading import Event, Thread
 
 import pytest
 
+from bus.messages import Limits
 from cdn_daemon import keeper
+from cdn_daemon.guard import TURNS, Guard
+from cdn_daemon.health import HealthMonitor
 from cdn_daemon.vitals import TickTimes, VitalsSampler, _descendants
 from tests.support import kill_tree, until
 
@@ -80,6 +83,19 @@ def test_the_peak_is_never_below_what_there_is() -> None:
     assert sampler.peak_bytes() >= before + len(taken) / 2
     del taken
     assert sampler.peak_bytes() >= now
+
+
+def test_the_vitals_tell_how_ticks_do() -> None:
+    """Within the turns of a second, how late they came and how long they took is in what is reported."""
+    guard = Guard(Limits(), HealthMonitor([]), time.monotonic())
+    assert (guard.vitals.tick_late_s, guard.vitals.tick_body_s) == (None, None)
+    for _ in range(98):
+        guard.ticks.add((0.001, 0.002))
+    for _ in range(2):
+        guard.ticks.add((0.03, 0.04))
+    for turn in range(TURNS):
+        guard.tick(time.monotonic(), turn)
+    assert (guard.vitals.tick_late_s, guard.vitals.tick_body_s) == (0.03, 0.04)
 
 
 def test_percentiles_of_ticks() -> None:
