@@ -1,7 +1,8 @@
 """From a change point to a refused client, through every service in between, each its own process; and what kills it.
 
-The shop tells that its failed log-ins have risen; threat-intel, which lists whom they come from, that it was seen;
-threat-reaction proposes to ban it, and once a person has approved, tells the gateway, which refuses it.
+Failed log-ins are counted by statistical, which tells that they have risen; threat-intel, which lists whom they come
+from, that it was seen; threat-reaction proposes to ban it, and once a person has approved, tells the gateway, which
+refuses it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.statistical.changes import HISTORY_MIN
 from tests.support import BIN, Supervisord, free_port, is_running, short_dir, until
 
 LISTED, OTHER = "127.0.0.66", "127.0.0.67"
 """Clients of the gateway; on Linux the whole of 127.0.0.0/8 is this host."""
-INTEL, REACTION, GATEWAY = "cdn-threat-intel", "cdn-threat-reaction", "gateway-primary"
+STATISTICAL, INTEL, REACTION = "cdn-statistical", "cdn-threat-intel", "cdn-threat-reaction"
+GATEWAY = "gateway-primary"
 
 Json = dict[str, Any]
 
@@ -45,15 +51,15 @@ class Fleet:
                 },
                 INTEL: {"command": "python -m services.threat_intel", **notifies},
                 REACTION: {"command": "python -m services.threat_reaction", **notifies},
-                "shop": {"command": "python -m tests.chain.shop", **notifies},
+                STATISTICAL: {"command": "python -m tests.chain.quick", **notifies},
+                "tiny": {"command": "python -m tests.cdn_daemon.tiny", **notifies},
             },
             env={"CDN_PORT": "0"},
         )
 
-    def is_up(self, *names: str) -> bool:
-        """Whether these, or all, are ready by supervisord's word."""
-        states = self.supervisord.states()
-        return all(states.get(name) == "RUNNING" for name in names or states)
+    def has_served(self, times: int, *names: str) -> bool:
+        """Whether these have been ready so often, by their logs: asking supervisorctl takes longer."""
+        return all(self.supervisord.log(name).count(" cdn_daemon.daemon: serving\n") >= times for name in names)
 
     def port(self, name: str) -> int:
         """Where it listens, as it has logged last."""
@@ -71,6 +77,7 @@ class Fleet:
         """Status and body."""
         token = self.path / f"{name}.token"
         headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
+        headers["Content-Type"] = "application/json" if isinstance(body, dict) else "text/plain"
         content = json.dumps(body).encode() if isinstance(body, dict) else body
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=(client, 0))
         try:
@@ -81,11 +88,39 @@ class Fleet:
             connection.close()
 
     def status_for(self, client: str) -> int:
-        """What the gateway answers a client that wants the shop; 0: it is not there."""
+        """What the gateway answers a client; 0: it is not there."""
         try:
-            return self.request(self.gateway_port, "shop", "GET", "/shop/", client=client)[0]
+            return self.request(self.gateway_port, "tiny", "GET", "/tiny/", client=client)[0]
         except (OSError, http.client.HTTPException):
             return 0
+
+    def beats(self) -> int:
+        """How often statistical has looked whether anything has changed, as it says itself."""
+        metrics = self.ask(STATISTICAL, "GET", "/metrics")
+        found = re.search(r"^flushes_total\{.*\} ([\d.]+)$", metrics, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    @contextmanager
+    def guessing(self, source: str) -> Iterator[None]:
+        """Ever more log-ins of that client's fail, as whoever notices would tell statistical."""
+        end = threading.Event()
+        port = int(self.ask(STATISTICAL, "GET", "/")["statsd_udp"].rpartition(":")[2])
+
+        def guess() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+                times = 10.0
+                while not end.wait(0.01):
+                    times *= 1.01
+                    lines = f"logins.failed:{int(times)}|c\nlogins.failed.from:{source}|s\n"
+                    statsd.sendto(lines.encode(), ("127.0.0.1", port))
+
+        thread = threading.Thread(target=guess)
+        thread.start()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
 
     def kill(self, name: str) -> None:
         """As nobody can prepare for; returns once it is gone."""
@@ -117,12 +152,16 @@ def fleet() -> Iterator[Fleet]:
     with short_dir() as path:
         fleet = Fleet(path)
         with fleet.supervisord:
-            until(fleet.is_up, within_s=60, what="all are ready")
+            everyone = ("atlas", STATISTICAL, INTEL, REACTION, GATEWAY, "tiny")
+            until(lambda: fleet.has_served(1, *everyone), within_s=60, what="all are ready")
+            fleet.ask(STATISTICAL, "POST", "/samples", b"logins.failed:1|c\n")
+            before = fleet.beats()
             fleet.ask(INTEL, "PUT", "/feeds/guessers?confidence=95", f"{LISTED}\n".encode())
             fleet.ask(REACTION, "DELETE", "/never-block/127.0.0.0/8?by=test")
-            until(lambda: fleet.status_for(LISTED) == 200, what="the gateway knows the shop")
+            until(lambda: fleet.status_for(LISTED) == 200, what="the gateway knows the service")
             routes = path / "state" / GATEWAY / "routes.json"
-            until(lambda: routes.exists() and "shop" in routes.read_text(), what="and the next gateway will")
+            until(lambda: routes.exists() and "tiny" in routes.read_text(), what="and the next gateway will")
+            until(lambda: fleet.beats() > before + 2 * HISTORY_MIN, what="statistical knows what is usual")
             yield fleet
 
 
@@ -139,7 +178,7 @@ def steps(chain: list[Json]) -> list[tuple[str, str]]:
 
 
 WHOLE = {
-    ("shop", "change_point"),
+    (STATISTICAL, "change_point"),
     (INTEL, "sighting"),
     (REACTION, "proposed"),
     (REACTION, "approved"),
@@ -150,8 +189,9 @@ WHOLE = {
 
 def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
     """Nobody is refused before a person has approved; ATLAS, gateway and threat-reaction are killed in the middle."""
-    id_ = fleet.ask("shop", "POST", f"/rises?source={LISTED}")
-    (reaction,) = until(lambda: proposed(fleet), what="a ban is proposed")
+    with fleet.guessing(LISTED):
+        (reaction,) = until(lambda: proposed(fleet), within_s=60, what="a ban is proposed")
+    id_ = reaction["cause"]
     assert fleet.status_for(LISTED) == 200
 
     fleet.kill("atlas")
@@ -163,7 +203,7 @@ def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
     until(lambda: fleet.status_for(OTHER) == 200, what="the next gateway serves")
     assert fleet.status_for(LISTED) == 403
     fleet.kill(REACTION)
-    until(lambda: fleet.is_up(REACTION))
+    until(lambda: fleet.has_served(2, REACTION))
     assert fleet.status_for(LISTED) == 403
     assert fleet.cdnctl("events", "--chain", id_).returncode == 4, "there is no ATLAS to ask"
 
@@ -181,6 +221,6 @@ def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
     assert way[0] == "blocked"
     assert way[-2:] == ["sighting", "change_point"]
     shown = fleet.cdnctl("events", "--chain", blocked["id"]).stdout
-    assert re.search(rf"shop +change_point +failed log-ins from {LISTED}", shown), shown
+    assert re.search(rf"{STATISTICAL} +change_point +logins.failed .* went up: .*, mostly {LISTED}", shown), shown
     assert re.search(rf"{GATEWAY} +blocked +└ {LISTED}/32 is refused until", shown), shown
     assert fleet.status_for(LISTED) == 403
