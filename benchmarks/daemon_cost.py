@@ -162,12 +162,13 @@ def cpu_s(pid: int) -> float:
     return total / 1e9
 
 
-def pss_mib(pid: int) -> float:
-    """Proportional set size: what pages shared with the other processes count for is divided among them."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no Pss of {pid}")
+def shares_mib(pid: int) -> dict[str, float]:
+    """What counts once more with this process: its private pages; and PSS, with its share of those that others have."""
+    kib: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, _ = line.split()
+        kib[name] = int(value)
+    return {"pss_mib": kib["Pss:"] / 1024, "private_mib": (kib["Private_Clean:"] + kib["Private_Dirty:"]) / 1024}
 
 
 def rss_mib(pid: int) -> float:
@@ -246,11 +247,12 @@ def cost_beside_the_server(processes: int, seconds: float, run_dir: Path) -> dic
         time.sleep(seconds)
         took_s = time.monotonic() - began_s
         after = {pid: cpu_s(pid) for pid in before}
+        shares = {pid: shares_mib(pid) for pid in before}
         return {
             kind: {
                 "cpu_percent": statistics.median(100 * (after[p] - before[p]) / took_s for p in each),
                 "rss_mib": statistics.median(rss_mib(p) for p in each),
-                "pss_mib": statistics.median(pss_mib(p) for p in each),
+                **{share: statistics.median(shares[p][share] for p in each) for share in ("pss_mib", "private_mib")},
                 "start_s": statistics.median(start_s for _, start_s in alive[kind]),
             }
             for kind, each in pids.items()
@@ -411,15 +413,16 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     kinds: dict[str, dict[str, float]] = results["kinds"]  # type: ignore[assignment]
-    print(f"{'':58} {'CPU %':>7} {'RSS MiB':>8} {'PSS MiB':>8} {'start s':>8}")
+    print(f"{'':58} {'CPU %':>7} {'RSS MiB':>8} {'PSS MiB':>8} {'private':>8} {'start s':>8}")
     for kind, text in KINDS.items():
         row = kinds[kind]
-        values = f"{row['cpu_percent']:7.3f} {row['rss_mib']:8.1f} {row['pss_mib']:8.1f} {row['start_s']:8.3f}"
-        print(f"{text:58} {values}")
+        memory = " ".join(f"{row[f'{what}_mib']:8.1f}" for what in ("rss", "pss", "private"))
+        print(f"{text:58} {row['cpu_percent']:7.3f} {memory} {row['start_s']:8.3f}")
     server, daemon = kinds["server"], kinds["daemon"]
     print(
         f"the daemon adds {daemon['cpu_percent'] - server['cpu_percent']:.3f} % of a core, "
-        f"{daemon['rss_mib'] - server['rss_mib']:.1f} MiB RSS, "
+        f"{daemon['rss_mib'] - server['rss_mib']:.1f} MiB RSS, of which "
+        f"{daemon['private_mib'] - server['private_mib']:.1f} MiB are its own and the rest libraries' shared pages, "
         f"{100 * (daemon['start_s'] / server['start_s'] - 1):.0f} % to the start"
     )
     for name, what in (("idle_ticks", "idle"), ("busy_ticks", "beside a busy thread")):
