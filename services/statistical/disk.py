@@ -23,6 +23,7 @@ from services.statistical.windows import KEPT, WIDTHS, Stretch
 
 _VERSION = 1
 BREATH = 8
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS series (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (kind, name));
 CREATE TABLE IF NOT EXISTS slots (
@@ -230,11 +231,12 @@ class Reader:
 def refusal(directory: Path, error: Exception) -> RefusedError:
     """What the sender of a batch is told that could not be written; 507 is Insufficient Storage, RFC 4918."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+    # A quota, or a limit on the size of a file, SQLite knows as an I/O error only.
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or (isinstance(error, OSError) and error.errno in FULL):
         free = f"{shutil.disk_usage(directory).free} bytes free"
         return RefusedError(
             507,
-            "cannot store this: no space left on device",
+            f"cannot store this: {error}",
             value=directory,
             limit=free,
             next="make room there, then try again",

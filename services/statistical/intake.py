@@ -30,6 +30,8 @@ GATHER_S = 0.002
 """Waited between looks at a quiet socket: a wake-up costs more than a datagram."""
 BATCH = 256
 """Datagrams read at once."""
+LAST = 64
+"""Of these so many are remembered, to stand for what was dropped after them."""
 BREATH_S = 0.0002
 FOLD_BYTES = 16 * 1024
 """Folded at once, in some milliseconds; then whoever waits for the store or the interpreter has a chance."""
@@ -61,6 +63,8 @@ class Intake:
         self._drops_before = 0
         self._owed = 0
         """Datagrams that were dropped since the last one that was read."""
+        self._last: list[bytes] = []
+        """The last ones that were read."""
         self.datagrams = self.dropped = self.connections_refused = 0
         self.weight = 1.0
         self.queue_bytes = 0
@@ -178,6 +182,7 @@ class Intake:
         if batch:
             self.weight = self._owed / len(batch)
             self._owed = 0
+            self._last = batch[-LAST:]
             self._fold(batch, self.weight)
         return was_full
 
@@ -201,6 +206,9 @@ class Intake:
 
     def _control(self, period: _Period) -> _Period:
         """The period is over: look whether more or less is to be sampled."""
+        if self._owed and self._last and not period.folded:  # nobody else comes to stand for them
+            self._fold(self._last, self._owed / len(self._last))
+            self._owed = 0
         now_s, cpu_s = time.monotonic(), time.thread_time()
         changed = self.throttle.tell(
             Seen(

@@ -93,10 +93,13 @@ _noted_encoder = msgspec.msgpack.Encoder()
 class Keeper:
     """Opens the database, reads what is there, and writes until it is closed."""
 
-    def __init__(self, store: Store, directory: Path, beat: Callable[[Beat], None] = lambda _: None) -> None:
+    def __init__(
+        self, store: Store, directory: Path, beat: Callable[[Beat], None] = lambda _: None, *, flush_s: float = FLUSH_S
+    ) -> None:
         self._store = store
         self.path = directory / "statistical.db"
         self._beat = beat
+        self._flush_s = flush_s
         self._queue: queue.Queue[_Waiting | None] = queue.Queue()
         self._lock = threading.Lock()
         self._closed = True
@@ -189,7 +192,7 @@ class Keeper:
 
     def _turn(self) -> bool:
         """Wait for a batch, or for the second to be over; False once everything is written and it is to end."""
-        left_s = self._last_beat_s + FLUSH_S - time.monotonic()
+        left_s = self._last_beat_s + self._flush_s - time.monotonic()
         group: list[_Waiting] = []
         goes_on = True
         try:
@@ -204,7 +207,7 @@ class Keeper:
             goes_on = True
         if group:
             self._write_down(group)
-        if not goes_on or time.monotonic() >= self._last_beat_s + FLUSH_S:
+        if not goes_on or time.monotonic() >= self._last_beat_s + self._flush_s:
             self._second()
         return goes_on
 

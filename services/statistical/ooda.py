@@ -6,6 +6,8 @@ gains others give. It holds from each series' next slot on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from msgspec import Struct
 
 from cdn_daemon.ooda import OodaLoop
@@ -54,10 +56,14 @@ class Picture(Struct, frozen=True, kw_only=True):
     """(name, bins) of those that would have more than the least."""
 
 
-class Allocation(Struct, frozen=True):
-    """Bins of each distribution; every other one has the least."""
+@dataclass(frozen=True)
+class Allocation:
+    """Bins of each distribution; every other one has the least.
 
-    bins: tuple[tuple[str, int], ...]
+    All are the same change to the framework: where one did not help, another does not either for a while.
+    """
+
+    bins: tuple[tuple[str, int], ...] = field(compare=False)
 
     def __str__(self) -> str:
         """For the log."""

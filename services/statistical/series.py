@@ -10,8 +10,8 @@ from services.statistical.changes import Detector
 from services.statistical.statsd import MEMBER_BYTES, GarbageError, Kind
 
 RESERVOIR = 200
-TAIL = 0.02
-"""The part of a reservoir's values that stand for the upper quantiles."""
+TAIL = 0.1
+"""The part of a reservoir's values that stand for the upper quantiles: from p90 on."""
 
 
 class Reservoir:
@@ -43,7 +43,8 @@ class Reservoir:
             return None
         if of.exact is not None:
             return 0.0
-        taken = [min(max(sketch.rounded(value, of.level), of.low), of.high) for value in top]
+        # The largest of all is known, and in small slots it is the p99.9 itself.
+        taken = [value if value == of.high else sketch.rounded(value, of.level) for value in top]
         return sum(abs(guess / value - 1) for guess, value in zip(taken, top, strict=True)) / len(top)
 
 

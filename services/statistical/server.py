@@ -37,7 +37,7 @@ from services.statistical.api import (
 )
 from services.statistical.disk import DiskError
 from services.statistical.intake import Intake
-from services.statistical.keeper import Batch, Beat, Keeper, Merge
+from services.statistical.keeper import FLUSH_S, Batch, Beat, Keeper, Merge
 from services.statistical.limits import Limits
 from services.statistical.questions import QUANTILES, TOP, Questions, Window
 from services.statistical.sets import TOP_MAX
@@ -54,10 +54,10 @@ COMPARISONS_KEPT = 100_000
 class Statistical:
     """The store, its threads, and the answers to requests."""
 
-    def __init__(self, directory: Path, limits: Limits, host: str, port: int) -> None:
+    def __init__(self, directory: Path, limits: Limits, host: str, port: int, flush_s: float) -> None:
         self.limits = limits
         self.store = Store(limits)
-        self.keeper = Keeper(self.store, directory, self._beat)
+        self.keeper = Keeper(self.store, directory, self._beat, flush_s=flush_s)
         self.intake = Intake(self.store, host, port)
         self.questions = Questions(self.store, self.keeper)
         self.stream = Stream(limits.clients)
@@ -255,6 +255,8 @@ class Statistical:
         test = compare.TESTS.get(asked.test)
         if test is None:
             raise RefusedError(400, "cannot use this test", value=asked.test, limit=", ".join(compare.TESTS))
+        for side in (asked.first, asked.second):
+            self.questions.find(side.series, Kind.DISTRIBUTION)
         sides = [await self._side(side) for side in (asked.first, asked.second)]
         first, second = (sketch for _, sketch in sides)
         verdict = await asyncio.to_thread(test, first, second)
@@ -429,13 +431,18 @@ def _checked_merges(asked: MergeRequest) -> list[Merge]:
 
 
 def make_app(
-    directory: Path, *, limits: Limits | None = None, host: str = "127.0.0.1", statsd_port: int = 0
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    host: str = "127.0.0.1",
+    statsd_port: int = 0,
+    flush_s: float = FLUSH_S,
 ) -> Starlette:
     """The application over the database in directory, which is opened when the application starts.
 
     ``app.state.statistical`` is the Statistical.
     """
-    statistical = Statistical(directory, limits or Limits(), host, statsd_port)
+    statistical = Statistical(directory, limits or Limits(), host, statsd_port, flush_s)
 
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:

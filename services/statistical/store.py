@@ -121,7 +121,8 @@ class Store:
         name = name_of(key)
         series = self.series.get((kind, name))
         if series is None:
-            is_full = len(self.series) >= self.limits.series - 1 or (
+            reserved = (Kind.COUNTER, OVERFLOW) not in self.series
+            is_full = len(self.series) + reserved >= self.limits.series or (
                 kind is Kind.SET and self._sets >= self.limits.sets
             )
             if is_full and name != OVERFLOW:

@@ -1,0 +1,144 @@
+"""What was acknowledged is on disk, once: the real process, killed in the middle of it; and a disk that is full."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+
+from services.statistical.keeper import Keeper
+from services.statistical.limits import Limits
+from services.statistical.statsd import Kind
+from services.statistical.store import Clock, Store
+from tests.statistical.support import Client, process
+from tests.support import until
+
+
+def test_every_acknowledged_sample_survives_sigkill_once(run_path: Path) -> None:
+    """Killed twice, in the middle of batches and flushes. Of those under way at most one per client may count too."""
+    acknowledged: list[int] = []
+    unsure: list[int] = []
+
+    def send(port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        while True:
+            try:
+                connection.request("POST", "/samples", b"hits:1|c\nlat:5|ms", {"content-type": "text/plain"})
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                unsure.append(1)
+                return
+            assert answer.status == 200
+            acknowledged.append(1)
+
+    for _ in range(2):
+        with process(run_path) as (client, service):
+            threads = [threading.Thread(target=send, args=(client.port,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            flushes = client.metric("flushes_total")
+            enough = len(acknowledged) + 100
+
+            def is_busy(client: Client = client, flushes: float = flushes, enough: int = enough) -> bool:
+                return len(acknowledged) > enough and client.metric("flushes_total") > flushes
+
+            until(is_busy, what="flushed")
+            os.kill(service.pid, signal.SIGKILL)
+            service.process.wait(30)
+            for thread in threads:
+                thread.join()
+    with process(run_path) as (client, _):
+        assert len(acknowledged) <= client.total("hits") <= len(acknowledged) + len(unsure)
+        assert client.series("lat", window=3600)["count"] == client.total("hits")
+
+
+def test_a_file_that_may_not_grow(run_path: Path) -> None:
+    """What cannot be written is refused, StatsD is taken all the same, and with room again everything goes on."""
+    with process(run_path) as (client, service):
+        assert client.lines("hits:1|c").status == 200
+        limited = psutil.Process(service.pid)
+        _, hard = limited.rlimit(psutil.RLIMIT_FSIZE)
+        limited.rlimit(psutil.RLIMIT_FSIZE, (4096, hard))
+
+        taken = 1
+
+        def refused() -> bool:
+            nonlocal taken
+            answer = client.lines("hits:1|c")
+            taken += answer.status == 200
+            if answer.status == 200:
+                return False
+            assert answer.error["status"] == 507
+            return True
+
+        until(refused, what="a batch is refused")
+        with client.udp() as socket:
+            socket.send(b"meanwhile:1|c")
+        until(lambda: client.total("meanwhile") == 1, what="StatsD is taken")
+        until(lambda: client.metric("flushes_failed_total") > 0, what="a flush has failed")
+        assert client.total("hits") == taken
+        limited.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+        until(lambda: client.lines("again:1|c").status == 200, what="it is taken again")
+        flushes = client.metric("flushes_total")
+        until(lambda: client.metric("flushes_total") > flushes, what="it is flushed again")
+        service.process.kill()
+        service.process.wait(30)
+    with process(run_path) as (client, _):
+        assert client.total("hits") == taken
+        assert client.total("meanwhile") == 1
+
+
+class HeldClock(Clock):
+    """A clock that a test moves."""
+
+    def __init__(self, slot_s: int) -> None:
+        super().__init__(slot_s)
+        self.held_s = 1_800_000_000.0
+
+    def now_s(self) -> float:
+        """As it was set."""
+        return self.held_s
+
+    def at_least(self, slot: int) -> None:
+        """Nothing is to be moved."""
+
+
+def test_slots_become_minutes_and_hours_and_old_ones_go(tmp_path: Path) -> None:
+    """A day in fast motion: every window tells what was sent in it, and the disk holds no more than it should."""
+    from services.statistical.questions import Questions
+
+    store = Store(Limits())
+    clock = store.clock = HeldClock(10)
+    keeper = Keeper(store, tmp_path, flush_s=0.005)
+    keeper.open()
+    questions = Questions(store, keeper)
+    questions.open(keeper.path)
+    try:
+        for at in range(26 * 60):  # minutes
+            clock.held_s += 60
+            with store.lock:
+                store.fold(b"hits:1|c\nlat:%d|ms" % (at % 7), 1.0, clock.slot(), clock.now_s())
+            if at % 20 == 0:  # the others find several slots at once
+                flushes = keeper.flushes
+                until(lambda seen=flushes: keeper.flushes > seen + 1, every_s=0.001, what="flushed")  # type: ignore[misc]
+        hits = questions.find("hits", Kind.COUNTER)
+        for minutes in (5, 60, 600, 1440):
+            window = questions.window(hits, minutes * 60 - 1)
+            assert window.aggregate is not None
+            lengths = (clock.held_s - window.from_s) / 60
+            assert minutes - 1 <= lengths <= minutes + 60
+            assert abs(window.aggregate.received - lengths) <= 1.5
+        window = questions.window(questions.find("lat"), 86_000)
+        assert window.aggregate is not None
+        reader = questions._readers.get()
+        (rows,) = reader._db.execute("SELECT count(*) FROM slots").fetchone()
+        questions._readers.put(reader)
+        assert rows < 2 * (48 + 70 + 27) + 200
+    finally:
+        keeper.close()
+        questions.close()
