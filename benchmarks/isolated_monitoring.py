@@ -99,7 +99,7 @@ def fleet() -> Iterator[Fleet]:
     with short_dir() as run_dir:
         run_dir.chmod(0o700)
         port = free_port()
-        config = f'[[target]]\nname = "stranger"\nhttp = "http://127.0.0.1:{port}/"\n'
+        config = f'settle_s = 0.5\n[[target]]\nname = "stranger"\nhttp = "http://127.0.0.1:{port}/"\n'
         (run_dir / "isolated-monitoring.toml").write_text(config)
         with Supervisord(run_dir, FLEET, env={"CDN_PORT": "0"}) as supervisord:
             one = Fleet(run_dir, supervisord, port)

@@ -25,7 +25,7 @@ SUSPECT_S = 1.5
 REROOT_S = 60.0
 """A cause that is found this long after its consequence still becomes the root."""
 SETTLE_S = 5.0
-"""From the last recovery to resolved; doubles with each relapse."""
+"""From the last recovery to resolved, by default; doubles with each relapse."""
 SETTLE_MAX_S = 300.0
 FLAP_MEMORY_S = 600.0
 """What was resolved this recently and falls again is the same incident's relapse."""
@@ -94,9 +94,9 @@ class Incident:
         shown = ", ".join(along[:8]) + (f" and {len(along) - 8} more" if len(along) > 8 else "")
         return f"{self.root} is down: {self.reason}" + (f"; with it {shown}" if along else "")
 
-    def settle_s(self) -> float:
-        """How long it has to be well."""
-        return float(min(SETTLE_MAX_S, SETTLE_S * 2 ** min(self.relapses, 10)))
+    def settle_s(self, first_s: float = SETTLE_S) -> float:
+        """How long it has to be well; first_s as long as it has not relapsed."""
+        return float(min(SETTLE_MAX_S, first_s * 2 ** min(self.relapses, 10)))
 
     def plain(self) -> dict[str, Any]:
         """For the store."""
@@ -112,9 +112,10 @@ class Incident:
 class Incidents:
     """All open incidents, and the last that were resolved."""
 
-    def __init__(self, new_id: Callable[[], str], realert_s: float = 0.0) -> None:
+    def __init__(self, new_id: Callable[[], str], realert_s: float = 0.0, settle_s: float = SETTLE_S) -> None:
         self._new_id = new_id
         self._realert_s = realert_s
+        self._settle_s = settle_s
         self.open: dict[str, Incident] = {}
         self.resolved: list[Incident] = []
 
@@ -244,7 +245,7 @@ class Incidents:
                 incident.told, incident.told_s = True, now_s
                 return Change.OPENED
             return None
-        if incident.well_s is not None and now_s - incident.well_s >= incident.settle_s():
+        if incident.well_s is not None and now_s - incident.well_s >= incident.settle_s(self._settle_s):
             incident.resolved_s = incident.well_s
             del self.open[incident.id]
             self.resolved.append(incident)

@@ -36,6 +36,7 @@ from services.isolated_monitoring.supervisor import (
     ask,
     conf_of,
     end_by_table,
+    logged_end,
     postmortem,
     read_conf,
 )
@@ -54,6 +55,8 @@ STATE_S = 0.4
 LEARN_S, LEARN_EVERY_S = 0.45, 0.05
 """How long the reason of an end is waited for; a crash has to be told within the second."""
 ADDRESS_S = 5.0
+STOCK_LEARN_S = 2.5
+"""Without a warden supervisord reaps a process up to two seconds late."""
 BUS = ("telemetry", "feed", "agents", "operators")
 BUS_PATIENCE_S = 1.0
 """ATLAS mends a socket that was removed within two seconds; most of that is worth telling."""
@@ -101,7 +104,7 @@ class Monitor:
         self.watched: dict[str, Watched] = {}
         self.checks: dict[str, checks.Check] = {}
         self.maintenance: dict[str, dict[str, Any]] = {}
-        self.incidents = Incidents(lambda: uuid.uuid4().hex[:12], settings.realert_s)
+        self.incidents = Incidents(lambda: uuid.uuid4().hex[:12], settings.realert_s, settings.settle_s)
         self.loop = PaceLoop(self._observe, self._pace, settings.mode)
         self.every_s = settings.every_s
         self.lanes = [Lane(channel, self._arrived) for channel in settings.channels]
@@ -119,6 +122,7 @@ class Monitor:
         self._table_s: float | None = None
         self._ask_now = asyncio.Event()
         self._is_primed = False
+        self._has_warden = True
         self.supervisord_pid: int | None = None
         self._supervisord_fd = -1
         self._supervisord_left = ""
@@ -489,6 +493,7 @@ class Monitor:
 
     def _take_in(self, table: Table, now_s: float) -> None:
         self._table_s = now_s
+        self._has_warden = table.warden
         self._follow_supervisord(table.pid or _read_pid(self.settings.run_dir / "supervisord.pid"))
         seen = {SUPERVISORD}
         for facts in table.rows:
@@ -561,16 +566,20 @@ class Monitor:
     async def _learn_why(self, watched: Watched, pid: int) -> None:
         """Whether somebody wanted that end: by its post-mortem, or by supervisord's table."""
         end: End | None = None
-        deadline_s = time.monotonic() + LEARN_S
+        deadline_s = time.monotonic() + (LEARN_S if self._has_warden else STOCK_LEARN_S)
         while end is None and time.monotonic() < deadline_s:
             await asyncio.sleep(LEARN_EVERY_S)
-            end = postmortem(self.settings.run_dir, watched.name, pid)
             facts: Facts | None = watched.facts
-            if end is None and facts is not None and facts.pid != pid and not _has_warden(self.settings.run_dir):
-                end = end_by_table(facts)
-        if end is None:
-            facts = watched.facts
-            end = end_by_table(facts) if facts is not None and facts.pid != pid else None
+            if self._has_warden:
+                end = postmortem(self.settings.run_dir, watched.name, pid)
+            elif facts is not None and facts.pid != pid:
+                path = self.settings.run_dir / "supervisor.sock"
+                end = end_by_table(facts) or await logged_end(path, watched.name, ASK_TIMEOUT_S)
+            else:
+                self._ask_now.set()  # it has not reaped it yet
+        facts = watched.facts
+        if end is None and facts is not None and facts.pid != pid:
+            end = end_by_table(facts)
         if end is None:
             supervisord = self.watched.get(SUPERVISORD)
             gone = supervisord is None or supervisord.ended or supervisord.suspicion.failures > 0
@@ -680,10 +689,6 @@ class Monitor:
         """How late its ticks begin."""
         late = sorted(self._late_s)
         return late[int(len(late) * 0.99)] if late else 0.0
-
-
-def _has_warden(run_dir: Path) -> bool:
-    return (run_dir / "postmortems").is_dir()
 
 
 def _read_pid(path: Path) -> int | None:

@@ -69,6 +69,8 @@ class Settings:
     """CDN_ISOLATED_EVERY_S: from one probe of a target to the next, as long as the loop does not change it"""
     realert_s: float = 0.0
     """``realert_s`` of the file: an incident that lasts is told again this often; 0: never"""
+    settle_s: float = 5.0
+    """``settle_s`` of the file: how long all of an incident has to be well until it is over; doubles with relapses"""
     targets: tuple[Target, ...] = ()
     channels: tuple[Channel, ...] = ()
 
@@ -121,6 +123,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         adopt_orphans=_word(environ, "CDN_ORPHANS", "replace", ("replace", "adopt")) == "adopt",
         every_s=_number(environ, "CDN_ISOLATED_EVERY_S", 1.0, 0.2, 60),
         realert_s=_of_file(path, content, "realert_s", 0.0, 0, 31536000),
+        settle_s=_of_file(path, content, "settle_s", 5.0, 0.2, 300),
         targets=_targets(path, content),
         channels=(*_channels(path, content), *_told_channels(environ), Channel(file=str(run_dir / ALERTS_NAME))),
     )
@@ -182,7 +185,7 @@ def _load(path: Path, *, must_exist: bool) -> dict[str, Any]:
         read = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"cannot use {path}: {error}") from error
-    _known(path, read, "the file", {"realert_s", "target", "alert"})
+    _known(path, read, "the file", {"realert_s", "settle_s", "target", "alert"})
     return read
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 ANSWER_BYTES = 16 << 20
 POSTMORTEM_BYTES = 1 << 20
+LOG_BYTES = 4000
 
 
 class Unanswered(Exception):
@@ -78,8 +79,33 @@ async def ask(path: Path, timeout_s: float) -> Table:
         raise Unanswered(f"supervisord does not tell its processes: {error}") from error
 
 
-async def _call(path: Path, method: str) -> bytes:
-    body = f"<?xml version='1.0'?><methodCall><methodName>{method}</methodName></methodCall>".encode()
+async def logged_end(path: Path, name: str, timeout_s: float) -> End | None:
+    """How a stock supervisord's log says that the process ended last; None if it does not.
+
+    Its table forgets that as soon as the process is started again.
+    """
+    offset = f"<param><value><int>-{LOG_BYTES}</int></value></param><param><value><int>0</int></value></param>"
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await _call(path, "supervisor.readLog", offset)
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return None
+    return read_log(unescape(answer.decode(errors="replace")), name)
+
+
+def read_log(text: str, name: str) -> End | None:
+    """The last end of a process in supervisord's log. Pure."""
+    found = re.findall(rf"(exited|stopped|killed): {re.escape(name)} \((.*)\)", text)
+    if not found:
+        return None
+    word, how = found[-1]
+    how = how.replace("terminated by", "killed by")
+    return End(on_purpose=word != "exited" or how.endswith("; expected"), text=how.partition(";")[0])
+
+
+async def _call(path: Path, method: str, params: str = "") -> bytes:
+    call = f"<methodName>{method}</methodName><params>{params}</params>"
+    body = f"<?xml version='1.0'?><methodCall>{call}</methodCall>".encode()
     head = f"POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}\r\n"
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
@@ -195,7 +221,7 @@ def end_by_table(facts: Facts) -> End | None:
     """The same where there is no post-mortem, from its row; None if that tells nothing. Pure."""
     if facts.state in ("STOPPING", "STOPPED"):
         return End(on_purpose=True, text="stopped")
-    if facts.exit_code is None:
+    if facts.exit_code is None or facts.state not in ("EXITED", "BACKOFF", "FATAL"):
         return None
     return End(on_purpose=facts.exit_code in (0, 75), text=facts.exit_text)
 

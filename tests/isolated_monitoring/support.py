@@ -119,11 +119,15 @@ def client_of(run_path: Path, log: Path) -> Client:
     return client
 
 
+def write_config(run_path: Path, more: str = "") -> None:
+    """Its file, with what makes a test quick."""
+    (run_path / "isolated-monitoring.toml").write_text(f"settle_s = 0.5\n{more}")
+
+
 @contextmanager
 def monitoring(run_path: Path, config: str = "", **env: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
-    """A monitor by hand, ready."""
-    if config:
-        (run_path / "isolated-monitoring.toml").write_text(config)
+    """A monitor by hand, ready, that settles quickly."""
+    write_config(run_path, config)
     log_path = run_path / f"monitor.{len(os.listdir(run_path))}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -102,7 +102,7 @@ def test_what_does_not_help_is_undone() -> None:
 def test_one_change_at_a_time() -> None:
     """Between two changes lies a settling window at least."""
     world = World(targets=300, probe_s=0.0005)
-    at_s = []
+    at_s: list[float] = []
     for _ in range(100):
         world.run(PERIOD_S)
         if len(world.paces) > len(at_s):

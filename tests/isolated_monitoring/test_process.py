@@ -181,7 +181,7 @@ def test_killed_in_the_middle(run_path: Path) -> None:
             assert client.get(f"/ping/{other['uuid']}/log").status == 200
         process.kill()
         process.wait()
-    with receiving(port=port) as webhook, monitoring(run_path) as (client, _):
+    with receiving(port=port) as webhook, monitoring(run_path, config) as (client, _):
         assert client.order("GET", f"/api/v3/checks/{other['uuid']}").json["n_pings"] == 21
         assert client.order("GET", f"/api/v3/checks/{check['uuid']}").json["status"] == "down"
         assert client.order("GET", f"/api/v3/checks/{check['uuid']}/pings/1/body").body == b"why"
