@@ -141,10 +141,10 @@ class Intake:
         period = _Period(time.monotonic(), time.thread_time())
         self._drops_before = self._meminfo()[1]
         while True:
-            timeout = None if self.throttle.probability == 1.0 and not self._owed else PERIOD_S
-            ready = [key.fileobj for key, _ in self._selector.select(timeout)]
+            is_sampling = self.throttle.probability < 1 or self._owed > 0  # then some may be dropped and none arrive
+            ready = [key.fileobj for key, _ in self._selector.select(PERIOD_S if is_sampling else None)]
             is_last = self._stopped in ready
-            was_full = self._datagrams(period) if self._udp in ready or self._owed or is_last else False
+            was_full = self._datagrams(period) if self._udp in ready or is_sampling or is_last else False
             while is_last and was_full:
                 was_full = self._datagrams(period)
             for one in ready:
