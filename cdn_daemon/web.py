@@ -2,7 +2,8 @@
 
 ``/livez`` alive at all, ``/readyz`` fit for traffic, ``/metrics`` in Prometheus'
 text format, ``GET /ooda`` and ``POST /ooda/mode``. Everything else goes to the
-service's own application, and is counted.
+service's own application, and is counted; where that has nothing at ``/``, the
+service says there who it is and where to look.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +28,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 _MODE_BYTES = 1024
+_NOT_FOUND_BYTES = 4096
 _FRAMEWORKS_500 = b"Internal Server Error"
 """Starlette and others answer so, in plain text, when an application raises; then they let it rise further."""
 
@@ -102,6 +105,20 @@ def error_body(status: int, what: str, *, value: Any = None, limit: Any = None, 
     return msgspec.json.encode({"error": ErrorDetail(status=status, what=what, value=value, limit=limit, next=next)})
 
 
+class Root(msgspec.Struct, kw_only=True):
+    """Answer of ``GET /`` of a service whose application has none."""
+
+    service: str
+    instance: str
+    host: str
+    incarnation: int
+    phase: LifecyclePhase
+    health: HealthStatus
+    reasons: tuple[str, ...]
+    paths: tuple[str, ...] = ("/livez", "/readyz", "/metrics", "/ooda")
+    """What every service answers; its own stand in its documentation."""
+
+
 class _Answer:
     """An answer on its way out, but that of a framework that says 500 in its own words and then raises."""
 
@@ -124,6 +141,40 @@ class _Answer:
         for message in held:
             self.has_begun = True
             await self._send(message)
+
+
+class _RootAnswer:
+    """An answer for ``/``: where it is a 404 that leads nowhere, ``instead`` is called in its place."""
+
+    def __init__(self, send: Send, instead: Callable[[], Awaitable[None]]) -> None:
+        self._send = send
+        self._instead = instead
+        self._held: list[MutableMapping[str, Any]] = []
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if not self._held and message.get("status") != 404:
+            await self._send(message)
+            return
+        self._held.append(message)
+        content = b"".join(each.get("body", b"") for each in self._held)
+        is_short = len(content) <= _NOT_FOUND_BYTES
+        is_whole = message["type"] == "http.response.body" and not message.get("more_body")
+        if is_short and not is_whole:
+            return
+        held, self._held = self._held, []
+        if is_short and not _leads_on(content):
+            await self._instead()
+            return
+        for each in held:
+            await self._send(each)
+
+
+def _leads_on(content: bytes) -> bool:
+    """Whether a 404 says itself where to look next."""
+    try:
+        return msgspec.json.decode(content)["error"]["next"] is not None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return False
 
 
 class ServiceApp:
@@ -160,6 +211,8 @@ class ServiceApp:
             traffic.requests += 1
 
     async def _answer_even_if_it_raises(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/" and scope["method"] in ("GET", "HEAD") and self.subject is not None:
+            send = _RootAnswer(send, partial(self._root, self.subject, scope, send))
         answer = _Answer(send)
         try:
             await self._app(scope, receive, answer)
@@ -170,6 +223,19 @@ class ServiceApp:
             await _answer(scope, send, 500, error_body(500, "cannot answer: the service has a fault; see its log"))
             return
         await answer.release()
+
+    async def _root(self, subject: Subject, scope: Scope, send: Send) -> None:
+        status = subject.status()
+        root = Root(
+            service=status.service,
+            instance=status.instance,
+            host=status.host,
+            incarnation=status.incarnation,
+            phase=status.phase,
+            health=status.health,
+            reasons=status.reasons,
+        )
+        await _answer(scope, send, 200, msgspec.json.encode(root))
 
     async def _livez(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
         status = subject.status()
@@ -248,7 +314,8 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
         case _:
-            body = error_body(404, "cannot find this path", value=scope["path"][:200], next="/livez, /readyz, /metrics")
+            next_ = None if scope["path"] == "/" else "/livez, /readyz, /metrics"
+            body = error_body(404, "cannot find this path", value=scope["path"][:200], next=next_)
             await _answer(scope, send, 404, body)
 
 

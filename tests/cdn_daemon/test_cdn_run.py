@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -337,7 +338,15 @@ def test_its_place_in_the_fleet(start: Start, run_dir: RunDir) -> None:
         )
         assert status.metrics.values["program_pid"] == program
         assert tiny.get("/livez")[0] == 200
-        assert tiny.get("/")[0] == 404
+        code, body = tiny.get("/")
+        root = json.loads(body)
+        assert (code, root["service"], root["phase"], root["paths"]) == (
+            200,
+            "tiny",
+            "serving",
+            ["/livez", "/readyz", "/metrics", "/ooda"],
+        )
+        assert tiny.get("/nothing")[0] == 404
 
 
 @pytest.mark.parametrize(
