@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TOLD_EVERY_S = 10.0
 """A value that is looked up again and again is told of so often, with how often it was seen."""
+TOLD_PER_S = 50.0
+TOLD_AT_ONCE = 200
+RECENTLY = 10_000
 TOLD_AGAIN_S = 600.0
 """What was sighted so short before a restart is told again, under the same id: it may not have got out."""
 SWEEP_S = 60.0
@@ -59,7 +62,10 @@ class Intel:
         self.emit: Callable[..., str] | None = None
         """Tells the other services; set by whoever runs this as a service."""
         self._recently: dict[str, _Recently] = {}
+        self._room, self._room_s = float(TOLD_AT_ONCE), time.monotonic()
         self.told = 0
+        self.untold = 0
+        """Malicious look-ups that nobody was told of, as there were too many at once."""
 
     def open(self) -> None:
         """Open the store, see that there is a token, and tell again what may not have got out."""
@@ -156,19 +162,30 @@ class Intel:
         return told, len(sightings) - len(fresh)
 
     def notice(self, answers: Sequence[ValueAnswer], seen_by: str, cause: str | None) -> None:
-        """Tell of malicious values that were looked up; of each again only after a while. On the loop alone."""
+        """Tell of malicious values that were looked up; of each again only after a while. On the loop alone.
+
+        Of many at once some are told and the rest counted: the bus is for what a person or a playbook can act on.
+        """
         now_s = time.monotonic()
+        self._room = min(float(TOLD_AT_ONCE), self._room + (now_s - self._room_s) * TOLD_PER_S)
+        self._room_s = now_s
+        recently = self._recently
         for answer in answers:
             if answer.verdict != Verdict.MALICIOUS or answer.key is None:
                 continue
-            recent = self._recently.get(answer.key)
+            recent = recently.get(answer.key)
             if recent is not None and now_s - recent.at_s < TOLD_EVERY_S:
                 recent.count += 1
                 continue
-            if len(self._recently) >= 10_000:
-                self._recently = {key: one for key, one in self._recently.items() if now_s - one.at_s < TOLD_EVERY_S}
+            if self._room < 1.0:
+                self.untold += 1
+                continue
+            self._room -= 1.0
+            if len(recently) >= RECENTLY and recent is None:
+                del recently[next(iter(recently))]  # the one that was told of first
             count = 1 + (recent.count if recent is not None else 0)
-            self._recently[answer.key] = _Recently(now_s)
+            recently.pop(answer.key, None)
+            recently[answer.key] = _Recently(now_s)
             seen = Sighting(
                 id=new_id(),
                 value=answer.value,

@@ -258,6 +258,7 @@ class Server:
             "intel_lookup_seconds_total": tally.seconds,
             "intel_invalid_total": tally.invalid,
             "intel_told_total": self.intel.told,
+            "intel_untold_total": self.intel.untold,
             "intel_watchers": len(self.intel.watchers),
             "intel_watchers_let_go_total": self.intel.watchers.let_go,
             "intel_commits_total": store.writer.commits if store.is_open else 0,

@@ -1,6 +1,6 @@
 """ATT&CK's bundle for industrial control systems, whole.
 
-The published one if CDN_ATTACK_BUNDLE says where it is (github.com/mitre-attack/attack-stix-data,
+The published one if ATTACK_BUNDLE says where it is (github.com/mitre-attack/attack-stix-data,
 ics-attack/ics-attack.json; © The MITRE Corporation, and too large to be kept here); no package registry carries it.
 Always one of the same counts, types and shape, made up.
 """
@@ -120,11 +120,11 @@ def test_a_bundle_of_its_size_and_shape_loads_whole(tmp_path: Path) -> None:
         assert client.call("PUT", "/feeds/attack-ics", content).json["removed"] == 0
 
 
-@pytest.mark.skipif("CDN_ATTACK_BUNDLE" not in os.environ, reason="CDN_ATTACK_BUNDLE does not say where the bundle is")
+@pytest.mark.skipif("ATTACK_BUNDLE" not in os.environ, reason="ATTACK_BUNDLE does not say where the bundle is")
 def test_the_published_bundle_loads_whole(tmp_path: Path) -> None:
     """And T0803 is Block Command Message."""
     with serving(tmp_path / "state") as (client, _):
-        techniques = loads_whole(client, Path(os.environ["CDN_ATTACK_BUNDLE"]).read_bytes())
+        techniques = loads_whole(client, Path(os.environ["ATTACK_BUNDLE"]).read_bytes())
         assert len(techniques) > 80
         told = client.call("GET", "/techniques/T0803").json
         assert told["name"] == "Block Command Message"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import websockets
 
-from services.threat_intel.intel import Intel
+from services.threat_intel.intel import TOLD_AT_ONCE, Intel
 from services.threat_intel.limits import Limits
 from tests.support import until
 from tests.threat_intel.support import Client, bundle, indicator, serving, stix_id, when
@@ -247,6 +247,24 @@ def test_malicious_look_ups_are_told_now_and_then(served: tuple[Client, Intel]) 
     assert first["event"]
     assert "event" not in second
     assert told == [("203.0.113.7", 1, "c1")]
+
+
+def test_many_malicious_look_ups_at_once_flood_nobody(served: tuple[Client, Intel]) -> None:
+    """All are answered, some are told, the rest is counted."""
+    client, intel = served
+    told: list[str] = []
+
+    def emit(facts: Any, text: str, *, cause: str | None = None, id: str | None = None) -> str:
+        told.append(facts.value)
+        return id or "x"
+
+    intel.emit = emit
+    values = [f"10.0.{n // 250}.{n % 250}" for n in range(1_500)]
+    client.put("list", *values)
+    answers = intel.correlator.correlate(values)
+    assert {one.verdict for one in answers} == {"malicious"}
+    intel.notice(answers, "", None)
+    assert (len(told), intel.untold) == (TOLD_AT_ONCE, len(values) - TOLD_AT_ONCE)
 
 
 def test_verdicts_count_for_those_who_list_the_value(client: Client) -> None:
