@@ -50,10 +50,20 @@ class Hand:
 
 
 unusable: Exception | None = None
+is_opened = False
 
 
 def opened() -> None:
     """Before anybody is served."""
+    global is_opened
+    try:
+        open_all()
+    finally:
+        is_opened = True
+
+
+def open_all() -> None:
+    """What cannot be opened is left in unusable."""
     global unusable
     if os.environ.get("CDN_INSTANCE", NAME) not in ("", NAME):
         unusable = ConfigurationError(f"cannot run a second {NAME}: two would decide against each other; run one")
@@ -76,6 +86,8 @@ def closed() -> None:
 
 async def background() -> None:
     """Ends the process where it could not do its work."""
+    while not is_opened:
+        await asyncio.sleep(0.02)
     if unusable is not None:
         raise ConfigurationError(str(unusable))
     while True:

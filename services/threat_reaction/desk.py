@@ -268,19 +268,20 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - nothing of the group was done, and each asker is told
             self._give_up(group, error)
             return
-        self.neighbourhoods_handled = frozenset[str]()
-        """Prefixes that are banned as one, or that a person is being asked about."""
         self.broken = ""
         self.commits += db.total_changes != self._changes
         self._changes = db.total_changes
         if self._after:
             self._snapshot()
+        for then in self._after:
+            try:
+                then()
+            except Exception:  # what others are told must not end what decides
+                log.exception("what was decided could not be told")
         for done, value in answers:
             done.set_result(value)
         for done, reason in refused:
             done.set_exception(reason)
-        for then in self._after:
-            then()
 
     def _give_up(self, group: list[_Task], error: Exception) -> None:
         """Nothing of the group was done: say so to each, and forget in memory what is not on disk."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from services.threat_reaction.networks import Address, Network, alone, covers, prefix_of, read_address
-from services.threat_reaction.playbooks import SSH_POINTS, Condition
+from services.threat_reaction.playbooks import Condition
 
 ADDRESSES_MAX = 50_000
 SEEN_MAX = 256
@@ -37,7 +37,12 @@ TRUST_FACTOR = 2.0
 OFFENDER_POINTS = 2.0
 OFFENCE_S = 3600.0
 RATE_S = 10.0
-OTHER_POINTS: Mapping[str, float] = {**SSH_POINTS, "indicator": 2.0}
+PREFIX_POINTS: Mapping[str, float] = {
+    "ssh_failed": 1.0,
+    "ssh_invalid_user": 2.0,
+    "ssh_root_failed": 2.0,
+    "indicator": 2.0,
+}
 """What a sighting is worth in the judgement of a prefix; of another kind, 0.1."""
 
 
@@ -97,6 +102,8 @@ class Memory:
         self._prefixes: OrderedDict[Network, dict[Address, None]] = OrderedDict()
         self._past: OrderedDict[Network, deque[float]] = OrderedDict()
         self._forgiven: dict[Address, float] = {}
+        self._touched: set[Network] = set()
+        self._judged: dict[Network, tuple[Neighbourhood, float]] = {}
         self.never: dict[Network, str] = {}
         """Networks that are never blocked, and why."""
         self.bans: dict[Network, Ban] = {}
@@ -120,6 +127,7 @@ class Memory:
         prefix = prefix_of(address)
         addresses = self._prefixes.setdefault(prefix, {})
         self._prefixes.move_to_end(prefix)
+        self._touched.add(prefix)
         if address not in addresses and len(addresses) >= PREFIX_ADDRESSES_MAX:
             del addresses[next(iter(addresses))]
         addresses[address] = None
@@ -130,6 +138,7 @@ class Memory:
         prefix = prefix_of(address)
         addresses = self._prefixes.get(prefix, {})
         addresses.pop(address, None)
+        self._touched.add(prefix)
         if not addresses:
             self._prefixes.pop(prefix, None)
 
@@ -157,12 +166,14 @@ class Memory:
             self._past.popitem(last=False)
         self._past.setdefault(network, deque(maxlen=PAST_MAX)).append(ended_s)
         self._past.move_to_end(network)
+        self._touched.add(prefix_of(network.network_address))
 
     def forgive(self, network: Network, at_s: float) -> list[Address]:
         """What was seen of it until now no longer counts; returns the addresses that this is about."""
         inside = [address for address in self._seen if address.version == network.version and address in network]
         for address in inside:
             self._forgiven[address] = at_s
+            self._touched.add(prefix_of(address))
         return inside
 
     def forgiven(self, address: Address, at_s: float) -> None:
@@ -262,33 +273,43 @@ class Memory:
         )
 
     def neighbourhoods(self, now_s: float, *, addresses_at_least: int) -> list[Neighbourhood]:
-        """The prefixes with so many addresses that something was seen of within the hour."""
-        found = []
-        for prefix, addresses in reversed(self._prefixes.items()):
-            if all(self._seen[address][-1].at_s <= now_s - OFFENCE_S for address in addresses):
-                continue
-            if len(addresses) < addresses_at_least:
-                continue
-            offenders, points, recent = 0, 0.0, 0
-            for address in addresses:
-                got, pardoned_s = 0.0, self._forgiven.get(address, 0.0)
-                for seen in self._seen[address]:
-                    if not is_good(seen.kind) and seen.at_s > max(now_s - OFFENCE_S, pardoned_s):
-                        got += OTHER_POINTS.get(seen.kind, 0.1) * seen.times
-                        recent += seen.times * (seen.at_s > now_s - RATE_S)
-                points += got
-                ended = self._past.get(alone(address))
-                offenders += got >= OFFENDER_POINTS or bool(ended and ended[-1] > max(now_s - 86_400, pardoned_s))
-            found.append(
-                Neighbourhood(
-                    prefix=str(prefix),
-                    offenders=offenders,
-                    points=points,
-                    good=sum(self.is_trusted(address, now_s) for address in addresses),
-                    rate_per_s=recent / RATE_S,
-                )
-            )
-        return found
+        """The prefixes with so many addresses that something was seen of within the hour.
+
+        Only those that something has happened in are looked at anew, the others once a minute: it is asked every
+        second, and a flood has tens of thousands.
+        """
+        judged = self._judged
+        due = self._touched
+        due |= {prefix for prefix, (one, at_s) in judged.items() if one.rate_per_s or at_s <= now_s - 60}
+        self._touched = set()
+        for prefix in due:
+            addresses = self._prefixes.get(prefix, {})
+            if len(addresses) < addresses_at_least or all(
+                self._seen[address][-1].at_s <= now_s - OFFENCE_S for address in addresses
+            ):
+                judged.pop(prefix, None)
+            else:
+                judged[prefix] = (self._judge(prefix, addresses, now_s), now_s)
+        return [one for one, _ in judged.values()]
+
+    def _judge(self, prefix: Network, addresses: Iterable[Address], now_s: float) -> Neighbourhood:
+        offenders, points, recent = 0, 0.0, 0
+        for address in addresses:
+            got, pardoned_s = 0.0, self._forgiven.get(address, 0.0)
+            for seen in self._seen[address]:
+                if not is_good(seen.kind) and seen.at_s > max(now_s - OFFENCE_S, pardoned_s):
+                    got += PREFIX_POINTS.get(seen.kind, 0.1) * seen.times
+                    recent += seen.times * (seen.at_s > now_s - RATE_S)
+            points += got
+            ended = self._past.get(alone(address))
+            offenders += got >= OFFENDER_POINTS or bool(ended and ended[-1] > max(now_s - 86_400, pardoned_s))
+        return Neighbourhood(
+            prefix=str(prefix),
+            offenders=offenders,
+            points=points,
+            good=sum(self.is_trusted(address, now_s) for address in addresses),
+            rate_per_s=recent / RATE_S,
+        )
 
     def known(self, text: str, now_s: float) -> dict[str, object]:
         """All about one address, for whoever hunts; raises BadNetworkError."""

@@ -154,16 +154,16 @@ def _simple(
     )
 
 
-SSH_POINTS = {"ssh_failed": 1.0, "ssh_invalid_user": 2.0, "ssh_root_failed": 2.0}
+SSH_POINTS = {"ssh_failed": 1.0, "ssh_invalid_user": 3.0, "ssh_root_failed": 2.0}
 PREFIX_PLAYBOOK = "repeated-prefix"
 """The one that the loop acts by."""
 
 DEFAULTS: Mapping[str, Playbook] = {
     "ssh-brute-force": _simple(
-        "Guessing log-ins: five points within an hour. A name that there is not, and root, count twice.",
+        "Guessing log-ins: six failures within an hour, three as root, or two under names that there are not.",
         list(SSH_POINTS),
         SSH_POINTS,
-        5,
+        6,
         3600,
     ),
     "http-scan": _simple(

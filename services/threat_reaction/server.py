@@ -465,8 +465,8 @@ class Server:
         if len(self.watchers) >= WATCHERS_MAX:
             await websocket.close(1013, "too many watch already")
             return
-        await websocket.accept()
         with self.watchers.watching() as waiting:
+            await websocket.accept()
             gone = asyncio.ensure_future(_gone(websocket))
             try:
                 while not gone.done():

@@ -12,11 +12,12 @@ from services.threat_reaction.networks import BadNetworkError, read_address
 _LINE = re.compile(
     r"(?P<at>\w{3} +\d{1,2} [\d:]{8}|\d{4}-\d\d-\d\d[T ][\d:.]{8,15}(?:Z|[+-]\d\d:?\d\d)?)"
     r" \S+ sshd(?:-session)?\[\d+\]: (?:message repeated (?P<times>\d{1,4}) times: \[ )?"
-    r"(?P<what>Failed|Accepted) \S+ for (?P<invalid>invalid user )?(?P<user>.*) from (?P<address>[\da-fA-F.:]+)"
-    r" port \d+(?: ssh\d)?(?:: .*)?\]?"
+    r"(?P<what>Failed|Accepted) (?!none )\S+ for (?P<invalid>invalid user )?(?P<user>.*) from"
+    r" (?P<address>[\da-fA-F.:]+) port \d+(?: ssh\d)?(?:: .*)?\]?"
 )
 """The name is whatever somebody typed. It is matched to the last ``from … port`` of a whole line, so that one that
-itself reads ``x from 192.0.2.1 port 22`` accuses nobody but who typed it."""
+itself reads ``x from 192.0.2.1 port 22`` accuses nobody but who typed it. ``none`` is how every client begins, and
+no guess."""
 LINE_CHARS = 1000
 
 

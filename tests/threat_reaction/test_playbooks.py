@@ -98,14 +98,14 @@ def sighted(address: str, at_s: float, kind: str = "ssh_failed", count: int = 1)
 
 
 def test_a_simulation_bans_and_lets_go_again() -> None:
-    """Five failures are let through, what comes during the ban is held off, the next offence is held against it."""
+    """Six failures are let through, what comes during the ban is held off, the next offence is held against it."""
     attempts = [sighted("203.0.113.9", float(at_s)) for at_s in range(1000, 1600, 10)]
     played = simulate("ssh", DEFAULTS["ssh-brute-force"], attempts, {}, decisions_max=100)
     assert [(step.at_s, step.network, step.for_s) for step in played.decisions] == [
-        (1040.0, "203.0.113.9/32", 240.0),
-        (1310.0, "203.0.113.9/32", 960.0),
-    ], "three after the first ban: 5 / (1 + 1) points, at 1290, 1300 and 1310 s"
-    assert (played.let_through, played.held_off) == (9, 51)
+        (1050.0, "203.0.113.9/32", 240.0),
+        (1320.0, "203.0.113.9/32", 960.0),
+    ], "three after the first ban: 6 / (1 + 1) points, at 1300, 1310 and 1320 s"
+    assert (played.let_through, played.held_off) == (10, 50)
     assert played.addresses_banned == 1
 
 

@@ -18,7 +18,10 @@ HEAD = "Dec 10 07:13:56 host sshd[24227]: "
             HEAD + "Failed password for invalid user  x from 203.0.113.9 port 1 ssh2",
             ("203.0.113.9", "ssh_invalid_user", 1),
         ),
-        (HEAD + "Failed none for invalid user a from 2001:db8::1 port 1 ssh2", ("2001:db8::1", "ssh_invalid_user", 1)),
+        (
+            HEAD + "Failed publickey for invalid user a from 2001:db8::1 port 1 ssh2",
+            ("2001:db8::1", "ssh_invalid_user", 1),
+        ),
         (
             HEAD + "message repeated 5 times: [ Failed password for root from 203.0.113.9 port 42393 ssh2]",
             ("203.0.113.9", "ssh_root_failed", 5),
@@ -39,6 +42,7 @@ HEAD = "Dec 10 07:13:56 host sshd[24227]: "
         ),
         (HEAD + "Failed password for " + "x" * 980 + " from 192.0.2.1 port 22 ssh2" + "x" * 200, None),
         (HEAD + "Failed password for root from 999.1.1.1 port 42393 ssh2", None),
+        (HEAD + "Failed none for invalid user a from 203.0.113.9 port 1 ssh2", None),
         (HEAD + "Connection closed by 203.0.113.9 [preauth]", None),
         ("Dec 99 07:13:56 host sshd[1]: Failed password for root from 203.0.113.9 port 1 ssh2", None),
         ("", None),
