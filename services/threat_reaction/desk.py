@@ -268,9 +268,10 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - nothing of the group was done, and each asker is told
             self._give_up(group, error)
             return
-        self.broken = ""
-        self.commits += db.total_changes != self._changes
-        self._changes = db.total_changes
+        if db.total_changes != self._changes:
+            self._changes = db.total_changes
+            self.commits += 1
+            self.broken = ""
         if self._after:
             self._snapshot()
         for then in self._after:
@@ -833,6 +834,9 @@ class Desk:
 
     def _tick(self) -> None:
         now_s, memory = self.clock(), self._memory
+        if self.broken:  # see whether it can be written again, even if nothing else is to be
+            self._db.execute("INSERT OR REPLACE INTO forgiven VALUES ('', 0)")
+            self._db.execute("DELETE FROM forgiven WHERE address = ''")
         over = [ban for ban in memory.bans.values() if ban.until_s <= now_s]
         for ban in over:
             self._end_ban(ban, ban.until_s)
