@@ -219,9 +219,11 @@ class Intake:
                 filled=self.queue_bytes / self.buffer_bytes,
             )
         )
+        fresh = _Period(now_s, cpu_s)
         if changed:
             self._filter(self.throttle.probability)
-        return _Period(now_s, cpu_s)
+            self._datagrams(fresh)  # some may have been dropped between the last look and this change
+        return fresh
 
     def _filter(self, probability: float) -> None:
         if not self._filtered:
