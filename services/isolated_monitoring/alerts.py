@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ QUEUED_MAX = 1000
 FILE_BYTES = 10_000_000
 """A file of this size becomes ``NAME.1``, in place of the one before."""
 _TAIL_BYTES = 65_536
+_FILES = ThreadPoolExecutor(4, "files")
+"""Of their own: asyncio's look up names, and may all be waiting for a name server that is gone."""
 
 
 class Undelivered(Exception):
@@ -103,7 +106,9 @@ async def deliver(channel: Channel, alert: dict[str, Any]) -> None:
         await _webhook(channel.webhook, line, alert["id"], channel.timeout_s)
     else:
         try:
-            await asyncio.wait_for(asyncio.to_thread(append, Path(channel.file), line, alert["id"]), channel.timeout_s)
+            loop = asyncio.get_running_loop()
+            writing = loop.run_in_executor(_FILES, append, Path(channel.file), line, alert["id"])
+            await asyncio.wait_for(writing, channel.timeout_s)
         except TimeoutError as error:
             raise Undelivered(f"{channel.file}: the disk takes longer than {channel.timeout_s:g} s") from error
         except OSError as error:

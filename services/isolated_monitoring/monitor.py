@@ -382,7 +382,7 @@ class Monitor:
         if watched.last_probe_s is not None and not watched.suspicion.failures:
             self._gaps.append(now_s - watched.last_probe_s)
         watched.last_probe_s = now_s
-        watched.is_probing = True
+        watched.is_probing, watched.sent = True, self.fair.now
         self._spawn(self._probe(watched, self.fair.now, watched.pid))
 
     def _find_address(self, watched: Watched, now_s: float) -> None:
@@ -434,7 +434,11 @@ class Monitor:
             watched.looked_for_address_s = -1e9
             self._find_address(watched, now_s)  # it may listen elsewhere by now
         if watched.suspicion.failures and self.loop.mode == "on":
-            watched.next_s = min(watched.next_s, now_s + CONFIRM_S)
+            asyncio.get_running_loop().call_later(CONFIRM_S, self._look_again, watched)
+
+    def _look_again(self, watched: Watched) -> None:
+        if watched.suspicion.failures and not watched.is_probing and self.watched.get(watched.name) is watched:
+            self._begin_probe(watched, time.monotonic())
 
     def _hear_readiness(self, watched: Watched, status: int, body: bytes) -> None:
         if status != 503:

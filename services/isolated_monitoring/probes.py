@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import time
@@ -153,5 +154,7 @@ def _pidfile(path: Path, began_s: float) -> Answer:
 
 def _failed(error: OSError, began_s: float) -> Answer:
     outcome = Outcome.REFUSED if error.errno in _GONE else Outcome.WRONG
-    text = error.strerror or str(error) or type(error).__name__
+    # asyncio says ``Connect call failed`` and the address, which people know
+    known = isinstance(error.errno, int) and error.errno > 0 and not isinstance(error, ssl.SSLError)
+    text = os.strerror(error.errno or 0) if known else str(error) or type(error).__name__
     return Answer(outcome=outcome, took_s=time.monotonic() - began_s, text=text[:200])

@@ -21,6 +21,8 @@ DEVIATION_LEAST_S = 0.25
 """Round trips on one host vary by too little to judge by: a page fault would convict."""
 CONFIRM_S = 0.25
 """Hard evidence is looked at again after this."""
+PENDING_S = 0.4
+"""A probe after a silent one need not run out: this long without an answer, and it is silent too."""
 WRONG_S = 1.0
 """An answer that is wrong has to stay wrong for this long."""
 TICK_MAX_S = 0.3
@@ -132,10 +134,16 @@ class Suspicion:
         tail = math.exp(-exponent)
         return -math.log10(tail / (1.0 + tail)) if y > 0 else -math.log10(1.0 - 1.0 / (1.0 + tail) + 1e-300)
 
-    def judge(self, now: Instant, patience_s: float = 0.0, waited_s: float | None = None) -> Condition:
-        """UP, SUSPECT or DOWN. patience_s: how much longer evidence has to last for this target."""
+    def judge(
+        self, now: Instant, patience_s: float = 0.0, waited_s: float | None = None, pending_s: float = 0.0
+    ) -> Condition:
+        """UP, SUSPECT or DOWN. patience_s: how much longer evidence has to last for this target.
+
+        pending_s: how long a probe has been under way; one that should have been answered long ago counts.
+        """
         if not self.failures:
             return Condition.UP
+        failures = self.failures + (pending_s >= max(PENDING_S, 10 * (self.usual_s() or 0.0)))
         lasted_s = now.seen_s - self._first.seen_s
         match self.outcome:
             case Outcome.REFUSED:
@@ -144,7 +152,7 @@ class Suspicion:
                 convicted = self.failures >= 2 and lasted_s >= max(WRONG_S, patience_s)
             case _:
                 fair_s = now.fair_s - self._first.fair_s
-                convicted = self.failures >= 2 and fair_s >= patience_s and self.phi(now) >= PHI_CONVICTS
+                convicted = failures >= 2 and fair_s >= patience_s and self.phi(now) >= PHI_CONVICTS
         if not convicted:
             return Condition.SUSPECT
         if self.outcome is Outcome.SILENT and self._was_starved(now, waited_s):

@@ -12,6 +12,8 @@ FROZEN_S = 0.3
 """A signal has stopped it for so long: longer than a debugger or a job control hiccup takes to look."""
 NOT_READY_S = 10.0
 """How long it may be alive without being ready: as long as a drain may take."""
+SILENT_S = 2.5
+"""Honest work may block a service's loop for a while; the warden waits for ten seconds."""
 NOT_LISTENING_S = 12.0
 """Its process lives and nobody listens: it may be draining."""
 
@@ -24,6 +26,8 @@ class Watched:
     suspicion: Suspicion = field(default_factory=Suspicion)
     next_s: float = 0.0
     is_probing: bool = False
+    sent: Instant = field(default_factory=lambda: Instant(0.0, 0.0))
+    """When the probe was that is under way."""
     last_probe_s: float | None = None
     last_answer_s: float | None = None
     took_s: float | None = None
@@ -89,8 +93,8 @@ def judge_service(
         return Condition.DOWN, "its process is stopped by a signal (state T)"
     if facts.state != "RUNNING":
         return _by_state(facts)
-    refused = watched.suspicion.outcome is Outcome.REFUSED
-    verdict = watched.suspicion.judge(now, NOT_LISTENING_S if refused else 0.0, waited_s)
+    patience_s = NOT_LISTENING_S if watched.suspicion.outcome is Outcome.REFUSED else SILENT_S
+    verdict = watched.suspicion.judge(now, patience_s, waited_s)
     if verdict is not Condition.UP:
         return verdict, watched.suspicion.text
     if watched.not_ready_since_s is not None:
@@ -122,7 +126,8 @@ def judge_plain(watched: Watched, now: Instant, waited_s: float | None = None) -
     """How anything is that is only probed."""
     if not watched.probes:
         return Condition.UNKNOWN, "not looked at yet"
-    condition = watched.suspicion.judge(now, watched.target.patience_s, waited_s)
+    pending_s = now.seen_s - watched.sent.seen_s if watched.is_probing else 0.0
+    condition = watched.suspicion.judge(now, watched.target.patience_s, waited_s, pending_s)
     return condition, watched.suspicion.text
 
 

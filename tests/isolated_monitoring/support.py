@@ -83,6 +83,11 @@ class Client:
         """What it watches, by name."""
         return {each["name"]: each for each in self.get("/api/status").json["targets"]}
 
+    def probes(self) -> int:
+        """How many it has made."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        return int(next(line.split()[-1] for line in lines if line.startswith("isolated_probes_total{")))
+
     def conditions(self) -> dict[str, str]:
         """The same, and only how they are."""
         return {name: each["condition"] for name, each in self.targets().items()}

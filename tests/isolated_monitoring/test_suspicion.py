@@ -54,6 +54,15 @@ def test_two_failures_that_last(outcome: Outcome, lasts_s: float, verdict: Condi
     assert suspicion.judge(clock.now) is Condition.UP
 
 
+def test_a_probe_that_is_still_out() -> None:
+    """After one that was silent, it counts as soon as it should have been answered long ago."""
+    clock, suspicion = FairClock(), Suspicion()
+    suspicion.hear(bad(Outcome.SILENT), clock.now, clock.now)
+    run(clock, 2)
+    verdicts = [suspicion.judge(clock.now, pending_s=pending_s) for pending_s in (0.0, 0.3, 0.5)]
+    assert verdicts == [Condition.SUSPECT, Condition.SUSPECT, Condition.DOWN]
+
+
 def test_patience() -> None:
     """A target that is given more time is convicted later."""
     clock, suspicion = FairClock(), Suspicion()
