@@ -19,7 +19,7 @@ from services.statistical.store import Measured, Store
 
 WORTH = 0.8
 """An allocation has to promise to bring the mean error below this part of what it is."""
-SHOWN = 20
+STEADY = 3
 ENOUGH = 0.002
 """Nobody needs quantiles any better: two of a thousand."""
 
@@ -36,6 +36,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     bins: int
     reserve: int
     """Bins of those distributions that are known and had no values lately."""
+    steady: int = 0
+    """For so many looks there have been about as many distributions: only then there is something to compare with."""
 
 
 class Picture(Struct, frozen=True, kw_only=True):
@@ -52,6 +54,7 @@ class Picture(Struct, frozen=True, kw_only=True):
     drift: float
     """The part of the distributions that span 1.5 times more or less than when the bins were shared out."""
     bins_used: int
+    is_steady: bool
     best: tuple[tuple[str, int], ...]
     """(name, bins) of those that would have more than the least."""
 
@@ -82,6 +85,7 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
         self.period_s = float(store.limits.slot_s)
         self.settle_s = 3.5 * store.limits.slot_s
         self._samples = 0
+        self._steady = self._as_many = 0
         self._before: dict[str, int] | None = None
         self._spans: dict[str, float] = {}
 
@@ -96,6 +100,8 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
         came, self._samples = samples - self._samples, samples
         if not distributions:
             return None
+        is_steady = abs(len(distributions) - self._as_many) <= 0.1 * self._as_many
+        self._steady, self._as_many = (self._steady + 1 if is_steady else 0), len(distributions)
         return Observation(
             samples_per_s=came / self.period_s,
             queue_bytes=self._intake.queue_bytes,
@@ -105,6 +111,7 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
             distributions=distributions,
             bins=store.bins,
             reserve=BINS_MIN * max(0, known - len(distributions)),
+            steady=self._steady,
         )
 
     def orient(self, observation: Observation) -> Picture:
@@ -125,12 +132,13 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
             error_per_kib=bound / max(used * 8 / 1024, 1e-9),
             drift=len(drifted) / len(seen),
             bins_used=used,
+            is_steady=observation.steady >= STEADY,
             best=tuple(sorted((name, bins) for name, bins in shares.items() if bins > BINS_MIN)),
         )
 
     def decide(self, picture: Picture) -> Allocation | None:
         """Another allocation, if it promises enough; else, and mostly, nothing."""
-        if picture.bound <= ENOUGH or picture.promised > WORTH * picture.bound:
+        if not picture.is_steady or picture.bound <= ENOUGH or picture.promised > WORTH * picture.bound:
             return None
         return Allocation(picture.best)
 

@@ -144,6 +144,11 @@ class Sketch:
         while len(self._positive) + len(self._negative) > self.bins_max and self.level < LEVELS:
             self.coarsen(self.level + 1)
 
+    def fit(self, bins_max: int) -> None:
+        """Have no more bins than so many from now on."""
+        self.bins_max = bins_max
+        self._fit()
+
     def coarsen(self, level: int) -> None:
         """Join bins until the level is reached; a sketch that is as coarse already stays as it is."""
         while self.level < level:

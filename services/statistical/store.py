@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from services.statistical import budget
-from services.statistical.aggregates import Aggregate
+from services.statistical.aggregates import Aggregate, Distribution
 from services.statistical.budget import Demand
 from services.statistical.changes import Detector
 from services.statistical.limits import Limits
@@ -82,6 +82,8 @@ class Store:
         self._spelt: dict[Kind, dict[bytes, Series]] = {kind: {} for kind in Kind}
         self._next_id = 1
         self.distributions = 0
+        self._room = 0
+        """For how many distributions there is room in the slots that are open."""
         self._watched = self._panel = self._sets = 0
 
     # -- in ---------------------------------------------------------------------------------------------
@@ -147,8 +149,8 @@ class Store:
         if kind is Kind.SET:
             self._sets += 1
         if kind is Kind.DISTRIBUTION:
-            self.distributions += 1
-            series.bins_max = self._share(name)
+            self._make_room()
+            series.bins_max = self._share(name, self._room)
             if self._panel < self.limits.panel:
                 self._panel += 1
                 series.reservoir = Reservoir()
@@ -157,7 +159,7 @@ class Store:
     def turn(self, series: Series, slot: int) -> None:
         """Let the series go on with another slot."""
         if series.kind is Kind.DISTRIBUTION:
-            series.bins_max = self._share(series.name)
+            series.bins_max = self._share(series.name, self.distributions)
         closed = series.turn(slot)
         if closed is None:
             return
@@ -189,11 +191,21 @@ class Store:
 
     # -- memory -----------------------------------------------------------------------------------------
 
-    def _share(self, name: str) -> int:
+    def _make_room(self) -> None:
+        """One more distribution: each time that they have doubled, those that are open get half as much."""
+        self.distributions += 1
+        if self.distributions <= self._room:
+            return
+        self._room = 2 * self.distributions
+        for series in self.series.values():
+            if isinstance(series.aggregate, Distribution):
+                series.aggregate.sketch.fit(min(series.bins_max, self._share(series.name, self._room)))
+
+    def _share(self, name: str, among: int) -> int:
         """How many bins a distribution may have in its next slot."""
         if self.shares is not None:
             return self.shares.get(name, BINS_MIN)
-        return min(BINS_MAX, max(BINS_MIN, self.bins // max(1, self.distributions)))
+        return min(BINS_MAX, max(BINS_MIN, self.bins // max(1, among)))
 
     @property
     def bins(self) -> int:
