@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Short = Annotated[str, Meta(max_length=256)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
@@ -16,7 +17,7 @@ class CorrelateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     values: list[str]
     seen_by: Short = ""
     """Who saw them, for the sighting that a malicious one becomes."""
-    cause: Short | None = None
+    cause: Name | None = None
     """Id of the event that made the client ask."""
 
 
@@ -156,16 +157,16 @@ class SightingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     count: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 1
     at_s: Annotated[float, Meta(ge=0, le=253402300799)] | None = None
     """By the wall clock; None is now."""
-    cause: Short | None = None
+    cause: Name | None = None
     """Id of the event that led to this."""
-    id: Short | None = None
+    id: Name | None = None
     """The sender's own: sent again, it is the same sighting."""
 
 
 class SightingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /sightings`` of several."""
 
-    sightings: Annotated[list[SightingRequest], Meta(min_length=1, max_length=10_000)]
+    sightings: Annotated[list[SightingRequest], Meta(min_length=1, max_length=1_000)]
 
 
 class SightingAnswer(Struct, frozen=True, kw_only=True):

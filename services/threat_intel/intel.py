@@ -16,6 +16,7 @@ from bus.ids import new_id
 from bus.messages import Facts
 from bus.messages import Sighting as Told
 from cdn_daemon.api import RefusedError, Token
+from cdn_daemon.service import ConfigurationError
 from services.threat_intel.api import SightingAnswer, SightingRequest, ValueAnswer
 from services.threat_intel.correlate import Correlator
 from services.threat_intel.limits import Limits
@@ -61,6 +62,9 @@ class Intel:
         self.watchers = Watchers(self.limits)
         self.emit: Callable[..., str] | None = None
         """Tells the other services; set by whoever runs this as a service."""
+        self.opened = asyncio.Event()
+        self.unusable: Exception | None = None
+        """Why there is no store, or no token."""
         self._recently: dict[str, _Recently] = {}
         self._room, self._room_s = float(TOLD_AT_ONCE), time.monotonic()
         self.told = 0
@@ -73,11 +77,17 @@ class Intel:
         self.token.arm()
         since_s = time.time() - TOLD_AGAIN_S
         for one in self.store.newest(100):
-            if one.at_s >= since_s:
+            if one.at_s >= since_s and self.store.index.allowing(read(one.key)) is None:
                 self._tell(one, ())
 
     async def background(self) -> None:
-        """Forget what has expired, and see what another process over the same database does, until cancelled."""
+        """Forget what has expired, and see what another process over the same database does, until cancelled.
+
+        Raises ConfigurationError if there is no store to do that with.
+        """
+        await self.opened.wait()  # this begins before the application has
+        if self.unusable is not None:
+            raise ConfigurationError(str(self.unusable))
         swept_s = time.monotonic()
         while True:
             await asyncio.sleep(CATCH_UP_S)
@@ -94,7 +104,7 @@ class Intel:
         feed = self._feed(name, kind, settings)
         if kind is FeedKind.LIST:
             values, refused = read_list(body, self.limits)
-            self.store.check_room(name, len(values))
+            self.store.check_room(name, len(values), is_whole=is_whole)
             loaded = self.store.put_list(feed, values, is_whole=is_whole)
             loaded.rejected, loaded.examples = refused.count, refused.examples
             return loaded
@@ -105,7 +115,7 @@ class Intel:
         if failures and not rows:
             who, _, why = failures[0]
             raise RefusedError(422, f"cannot take any object of this bundle: {why}", value=who)
-        self.store.check_room(name, sum(len(row.values) for row in rows))
+        self.store.check_room(name, sum(len(row.values) for row in rows), is_whole=is_whole)
         loaded = self.store.put_objects(feed, rows, is_whole=is_whole)
         loaded.rejected = len(failures)
         loaded.examples = [Rejected(who, why) for who, _, why in failures[:10]]
@@ -130,6 +140,12 @@ class Intel:
 
     async def sight(self, asked: Sequence[SightingRequest]) -> tuple[list[SightingAnswer], int]:
         """Keep what was seen, then tell; (those that are new, how many were known). Raises RefusedError."""
+        kept = await asyncio.to_thread(self._sight, asked)
+        for one in kept:
+            self.watchers.tell(msgspec.json.encode(one))
+        return kept, len(asked) - len(kept)
+
+    def _sight(self, asked: Sequence[SightingRequest]) -> list[SightingAnswer]:
         index, now_s = self.store.index, time.time()
         sightings: list[Sighting] = []
         answers: dict[str, ValueAnswer] = {}
@@ -143,23 +159,20 @@ class Intel:
                 kind=value.kind,
                 seen_by=one.seen_by,
                 count=one.count,
-                at_s=now_s if one.at_s is None else one.at_s,
+                at_s=now_s if one.at_s is None else min(one.at_s, now_s),  # from the future it would never grow old
                 score=answer.score,
                 feeds=answer.feeds,
                 cause=one.cause,
             )
             sightings.append(sighting)
             answers[sighting.id] = answer
-        fresh = await asyncio.to_thread(self.store.sight, sightings)
-        told = []
-        for sighting in fresh:
+        kept = []
+        for sighting in self.store.sight(sightings):
             answer = answers[sighting.id]
             is_allowed = answer.verdict == Verdict.ALLOWED
             event = None if is_allowed else self._tell(sighting, tuple(one.id for one in answer.techniques))
-            told.append(answered(sighting, answer.verdict, event))
-        for kept in told:
-            self.watchers.tell(msgspec.json.encode(kept))
-        return told, len(sightings) - len(fresh)
+            kept.append(answered(sighting, answer.verdict, event))
+        return kept
 
     def notice(self, answers: Sequence[ValueAnswer], seen_by: str, cause: str | None) -> None:
         """Tell of malicious values that were looked up; of each again only after a while. On the loop alone.

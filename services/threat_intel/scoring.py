@@ -81,9 +81,9 @@ class Witness(Struct, frozen=True, gc=False):
 
 
 def witness(listing: Listing, feed: Feed, sighted_s: float, now_s: float) -> Witness | None:
-    """What the listing says; None if it has expired."""
+    """What the listing says; None if it has expired, or is an indicator that is not valid yet."""
     age_s = max(0.0, now_s - max(listing.last_s, sighted_s))
-    if now_s >= listing.until_s or age_s >= feed.ttl_s:
+    if now_s >= listing.until_s or age_s >= feed.ttl_s or (listing.indicator and now_s < listing.first_s):
         return None
     return Witness(listing.feed, feed.confidence if listing.confidence is None else listing.confidence, age_s)
 

@@ -17,6 +17,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, decode, read_body, read_json, whole_number
+from cdn_daemon.tokens import TokenError
 from services.threat_intel.api import (
     AllowedAnswer,
     AllowListAnswer,
@@ -36,6 +37,7 @@ from services.threat_intel.api import (
 from services.threat_intel.intel import Intel, answered, collection_id, valued
 from services.threat_intel.limits import Limits
 from services.threat_intel.scoring import Feed, verdict
+from services.threat_intel.store import StoreError
 from services.threat_intel.taxii import Taxii
 from services.threat_intel.trust import posterior
 from services.threat_intel.uploads import kind_of
@@ -60,13 +62,17 @@ class Server:
 
     async def correlate(self, request: Request) -> Response:
         """``POST /correlate``."""
+        if not self.store.is_open:
+            raise RefusedError(503, "cannot look anything up: the store is not open", next="try again")
         asked = await read_json(request, CorrelateRequest, self.limits.body_bytes)
         if len(asked.values) > self.limits.values:
             raise RefusedError(
                 413, "cannot look up so many values at once", value=len(asked.values), limit=self.limits.values
             )
         begun_s = time.perf_counter()
-        if len(asked.values) <= self.limits.inline_values and not self.store.index.cold:
+        # A network is sought on disk, as is what is cold.
+        is_quick = not self.store.index.cold and not any("/" in value for value in asked.values)
+        if is_quick and len(asked.values) <= self.limits.inline_values:
             answers = self.intel.correlator.correlate(asked.values)
         else:
             answers = await asyncio.to_thread(self.intel.correlator.correlate, asked.values)
@@ -314,7 +320,11 @@ def make_app(directory: Path, token: Path, *, limits: Limits | None = None) -> S
 
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(intel.open)
+        try:
+            await asyncio.to_thread(intel.open)
+        except (TokenError, StoreError) as error:
+            intel.unusable = error  # raised here it would be the server's failure, to be tried again for ever
+        intel.opened.set()
         try:
             yield
         finally:

@@ -33,6 +33,10 @@ INBOX = "inbox"
 """The feed that is there from the beginning, for what TAXII clients add."""
 
 
+class StoreError(Exception):
+    """What is on disk cannot be used; the text says what to do."""
+
+
 class ObjectRow(Struct, frozen=True):
     """A STIX object that was checked, and how it is stored."""
 
@@ -148,16 +152,20 @@ class Store:
             if self._writer is not None:
                 return
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            connection = apsw.Connection(str(self.path))
-            connection.set_busy_timeout(5_000)
-            connection.pragma("journal_mode", "wal")
-            connection.pragma("synchronous", "full")
-            version = connection.pragma("user_version")
-            if version not in (0, sql.VERSION):
-                raise RuntimeError(f"cannot use {self.path}: its version is {version}, this reads {sql.VERSION}")
-            connection.execute(sql.SCHEMA)
-            self._version = connection.pragma("data_version")
-            self._load(connection)
+            try:
+                connection = apsw.Connection(str(self.path))
+                connection.set_busy_timeout(5_000)
+                connection.pragma("journal_mode", "wal")
+                connection.pragma("synchronous", "full")
+                version = connection.pragma("user_version")
+                if version not in (0, sql.VERSION):
+                    raise StoreError(f"cannot use {self.path}: its version is {version}, this reads {sql.VERSION}")
+                connection.execute(sql.SCHEMA)
+                self._version = connection.pragma("data_version")
+                self._load(connection)
+            except (apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, msgspec.MsgspecError) as error:
+                # To begin anew without what people had listed and allowed would be worse than not to begin.
+                raise StoreError(f"cannot use {self.path}: {error}; mend it, or move it away") from error
             self._writer = Writer(connection, waiting=self.limits.writes_waiting)
             if not self.index.feeds:
                 now_s = time.time()
@@ -283,9 +291,9 @@ class Store:
             raise RefusedError(404, "cannot find this feed", value=name, next="GET /feeds lists them")
         return feed
 
-    def check_room(self, feed: str, more: int) -> None:
-        """Raises RefusedError if so many listings more were too many."""
-        total = sum(self.counts.values()) + more
+    def check_room(self, feed: str, more: int, *, is_whole: bool = False) -> None:
+        """Raises RefusedError if so many listings more, or instead of the feed's own, were too many."""
+        total = sum(self.counts.values()) + more - (self.counts.get(feed, 0) if is_whole else 0)
         if total > self.limits.listings:
             raise RefusedError(
                 413, "cannot list so many values", value=total, limit=self.limits.listings, next="DELETE a feed"

@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import until
+from bus.messages import Facts
+from services.threat_intel.intel import Intel
+from tests.support import ServiceProcess, until
 from tests.threat_intel.support import Client, bundle, indicator, process, serving
 
 DISK_BYTES = 8 << 20
@@ -116,6 +118,39 @@ def test_the_service_as_it_is_started(run_path: Path) -> None:
         assert client.call("GET", "/ooda").json["mode"] == "off"
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0
+
+
+@pytest.mark.parametrize("name", ["state/cdn-threat-intel/intel.db", "cdn-threat-intel.token"])
+def test_what_cannot_be_used_is_named_and_left_alone(run_path: Path, name: str) -> None:
+    """A database that is none, a token that is none: the process ends with 78, which keeps it down, and says which."""
+    path = run_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no database, and no token\n" * 100)
+    path.chmod(0o600)
+    with ServiceProcess(run_path, "-m", "services.threat_intel") as service:
+        assert service.wait() == 78
+        assert f"cannot use {'the token in ' if 'token' in name else ''}{path}" in service.log()
+    assert path.read_bytes().startswith(b"no database")
+
+
+def test_what_was_sighted_just_before_the_end_is_told_again(tmp_path: Path) -> None:
+    """Under the same id, and not if it is allowed by now."""
+    with serving(tmp_path / "state") as (client, _):
+        client.call("POST", "/sightings", {"value": "203.0.113.7", "id": "s1", "at_s": 4e9})
+        client.call("POST", "/sightings", {"value": "203.0.113.8", "id": "s2"})
+        client.call("POST", "/sightings", {"value": "203.0.113.9", "id": "s3", "at_s": 1e9})
+        client.call("PUT", "/allow/203.0.113.8")
+    told: list[str | None] = []
+
+    def emit(facts: Facts, text: str, *, cause: str | None = None, id: str | None = None) -> str:
+        told.append(id)
+        return ""
+
+    again = Intel(tmp_path / "state", tmp_path / "state" / "token")
+    again.emit = emit
+    again.open()
+    again.store.close()
+    assert told == ["s1"]
 
 
 @pytest.fixture

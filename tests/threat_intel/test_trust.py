@@ -89,6 +89,8 @@ def test_a_listing_ends() -> None:
     assert witness(listing, feed(), 0.0, 100.0 + TTL_S) is None
     assert witness(listing, feed(), 50 + TTL_S, 100.0 + TTL_S) == Witness("a", 80.0, 50.0)
     assert witness(replace(listing, until_s=200.0), feed(), 0.0, 200.0) is None
+    early = replace(listing, indicator="indicator--1", first_s=500.0)
+    assert [witness(early, feed(), 0.0, now_s) is None for now_s in (499.0, 500.0)] == [True, False]
 
 
 def test_feeds_add_up_and_one_feed_does_not_with_itself() -> None:
