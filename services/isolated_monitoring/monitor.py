@@ -65,7 +65,7 @@ PORTS = {
     "cdn-statistical": 18108, "cdn-monitoring": 18109, "cdn-threat-intel": 18110, "cdn-geospatial": 18111,
     "cdn-threat-reaction": 18201,
 }  # fmt: skip
-"""Where a service answers by default; one that listens on several ports speaks HTTP on this one."""
+"""Where a service answers by default: the first to be tried of one that listens on several ports."""
 STEP_S = 2.0
 """A system clock that differs by more than this from its own has been stepped."""
 
@@ -394,7 +394,9 @@ class Monitor:
             return
         watched.speaks_http = self._is_ours(watched)
         known = PORTS.get(watched.name)
-        watched.address = next((each for each in found if each[1] == known), found[0])
+        # The server's own is opened before those that a service may have besides, but where an operator has said so.
+        watched.candidates = sorted(found, key=lambda each: each[1] != known)
+        watched.address = watched.candidates[0]
 
     def _is_ours(self, watched: Watched) -> bool:
         """Whether it has the daemon: then its first port speaks HTTP. Others are connected to and told nothing."""
@@ -421,6 +423,12 @@ class Monitor:
             watched.is_probing = False
         if watched.pid != pid:
             return  # another process by now
+        if watched.candidates and answer.outcome is not Outcome.ANSWERED:
+            del watched.candidates[0]  # it listens on others, too
+            if watched.candidates:
+                watched.address = watched.candidates[0]
+                return
+        watched.candidates = []
         now_s = time.monotonic()
         self.probes += 1
         watched.probes += 1

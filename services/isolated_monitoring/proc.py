@@ -70,8 +70,8 @@ def pressure_s() -> float | None:
 
 
 def listening(pid: int) -> list[tuple[str, int]]:
-    """Addresses that can be connected to of the TCP ports on which it listens, lowest port first."""
-    sockets = set()
+    """Addresses that can be connected to of the TCP ports on which it listens, in the order of their descriptors."""
+    sockets: dict[bytes, int] = {}
     try:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             try:
@@ -79,7 +79,7 @@ def listening(pid: int) -> list[tuple[str, int]]:
             except OSError:
                 continue  # closed meanwhile
             if link.startswith("socket:["):
-                sockets.add(link[8:-1].encode())
+                sockets[link[8:-1].encode()] = int(fd)
     except OSError:
         return []
     found = []
@@ -93,8 +93,8 @@ def listening(pid: int) -> list[tuple[str, int]]:
             fields = line.split()
             if len(fields) > 9 and fields[3] == _LISTEN and fields[9] in sockets:
                 address, _, port = fields[1].decode().partition(":")
-                found.append((_address(address, family), int(port, 16)))
-    return sorted(set(found), key=lambda each: each[1])
+                found.append((sockets[fields[9]], (_address(address, family), int(port, 16))))
+    return [each for _, each in sorted(found)]
 
 
 def _address(text: str, family: int) -> str:

@@ -39,6 +39,8 @@ class Watched:
     pidfd: int = -1
     address: tuple[str, int] | None = None
     looked_for_address_s: float = -1e9
+    candidates: list[tuple[str, int]] = field(default_factory=list)
+    """Where it may be answering, until it has answered somewhere."""
     speaks_http: bool = False
     ended: bool = False
     """Its process has ended, and why is still being found out."""
@@ -66,6 +68,7 @@ class Watched:
         """It is another process."""
         self.pid = pid
         self.address = None
+        self.candidates = []
         self.looked_for_address_s = -1e9
         self.ended = False
         self.frozen_since_s = self.not_ready_since_s = None
