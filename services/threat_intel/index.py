@@ -11,13 +11,14 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from time import perf_counter_ns
 from typing import NamedTuple
 
 import radix
-from msgspec import Struct
+from msgspec import Struct, field
 
 from services.threat_intel.scoring import Feed, Listing
 from services.threat_intel.values import Kind, Value, host_of, suffixes
@@ -26,8 +27,7 @@ Listings = tuple[Listing, ...]
 Confirm = Callable[[str], Listings]
 """The listings of a key in the feeds that are cold."""
 STAGES = ("hot", "guard", "networks", "cold", "disk")
-LISTING_BYTES = 64
-"""A Listing of its own; those of a list share theirs."""
+SAMPLES = 256
 
 
 class Match(NamedTuple):
@@ -43,7 +43,13 @@ class Stage(Struct):
 
     asked: int = 0
     passed: int = 0
-    ns: int = 0
+    took_ns: deque[int] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    """The last ones."""
+
+    def us(self) -> float:
+        """The median: one that was interrupted by another process would make a mean of hundreds worthless."""
+        took = sorted(self.took_ns)
+        return round(took[len(took) // 2] / 1e3, 3) if took else 0.0
 
 
 class Networks:
@@ -160,7 +166,7 @@ class Index(Struct, frozen=True, kw_only=True):
             stage = stages[name]
             stage.asked += 1
             stage.passed += is_through
-            stage.ns += now - at
+            stage.took_ns.append(now - at)
             at = perf_counter_ns()
 
         passed("hot", is_through=key in self.hot)

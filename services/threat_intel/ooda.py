@@ -31,6 +31,8 @@ JUDGED_S = 90 * 86_400.0
 """Older ones tell of a feed as it was."""
 QUIET_S = 60.0
 """While nothing is asked and nobody judges, it looks so often."""
+SAMPLED = 64
+"""Of a stage, before its figures are believed."""
 LISTED = 20_000
 """Of the allow-list, so many entries are sought in the feeds."""
 
@@ -52,7 +54,7 @@ class FeedTuner(OodaLoop[Observation, Picture, Decision]):
         self._lookups = 0
         self._seconds = 0.0
         self._hits: Counter[str] = Counter()
-        self._stages = dict.fromkeys(STAGES, (0, 0, 0))
+        self._stages = dict.fromkeys(STAGES, (0, 0))
         self._measured: dict[str, StageSeen] = {}
         self._allowed: tuple[object, dict[str, int]] = (None, {})
 
@@ -134,11 +136,11 @@ class FeedTuner(OodaLoop[Observation, Picture, Decision]):
     def _sampled(self) -> dict[str, StageSeen]:
         """Of each stage what was sampled since the last time; what was not, is as it was."""
         for name, stage in self._correlator.stages.items():
-            asked, passed, ns = self._stages[name]
-            asked, passed, ns = stage.asked - asked, stage.passed - passed, stage.ns - ns
-            if asked >= 32:
-                self._measured[name] = StageSeen(us=round(ns / asked / 1e3, 3), pass_rate=round(passed / asked, 4))
-                self._stages[name] = (stage.asked, stage.passed, stage.ns)
+            asked, passed = self._stages[name]
+            asked, passed = stage.asked - asked, stage.passed - passed
+            if asked >= SAMPLED:
+                self._measured[name] = StageSeen(us=stage.us(), pass_rate=round(passed / asked, 4))
+                self._stages[name] = (stage.asked, stage.passed)
         return dict(self._measured)
 
     def orient(self, observation: Observation) -> Picture:

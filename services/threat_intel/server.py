@@ -277,7 +277,7 @@ class Server:
             numbers[f'intel_feed_trust{{feed="{name}"}}'] = feed.trust
         for name, stage in self.intel.correlator.stages.items():
             if stage.asked:
-                numbers[f'intel_stage_microseconds{{stage="{name}"}}'] = round(stage.ns / stage.asked / 1e3, 3)
+                numbers[f'intel_stage_microseconds{{stage="{name}"}}'] = stage.us()
         return numbers
 
 
