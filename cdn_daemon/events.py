@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bus.continuity import WITNESS, Continuity
 from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import DaemonStatus, Event, EventsReply, EventsRequest, Facts
 from bus.operators import AtlasSilent, OperatorLink
-from bus.topics import EVENT, STATUS
+from bus.topics import EVENT
 
 if TYPE_CHECKING:
     from cdn_daemon.service import Identity
@@ -200,8 +201,7 @@ class Ear:
         self._began_s = time.monotonic()
         self._known: dict[str, None] = {}
         """Ids, the oldest first."""
-        self._atlas: tuple[int, int] | None = None
-        """Incarnation and seq of ATLAS's last status; None while something may have been missed."""
+        self._continuity = Continuity()
         self._waiting: deque[tuple[Hearing, Event, Facts]] = deque()
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -236,26 +236,17 @@ class Ear:
     def _listen(self) -> None:
         from bus.subscriber import Subscriber  # ZeroMQ, which who hears nothing need not load
 
-        # ATLAS's own status comes with every connection and once a second: a new incarnation, or a seq that is left
-        # out, tells that events may have been, too.
-        feed = Subscriber(self._run_dir.feed, (EVENT, f"{STATUS}atlas/"))
+        feed = Subscriber(self._run_dir.feed, (EVENT, WITNESS))
         try:
             while not self._stop.is_set():
                 message = feed.receive(WAIT_S)
                 if isinstance(message, Event):
                     self._hear(message)
-                elif isinstance(message, DaemonStatus):
-                    self._compare(message)
+                elif isinstance(message, DaemonStatus) and self._continuity.is_broken(message) and self._catch_up():
+                    self._continuity.mend(message)
                 self.counts["not_understood"] = sum(feed.dropped.values())
         finally:
             feed.close()
-
-    def _compare(self, status: DaemonStatus) -> None:
-        held, said = self._atlas, (status.incarnation, status.seq)
-        if held is not None and held[0] == said[0] and said[1] <= held[1] + 1:
-            self._atlas = max(held, said)
-        elif self._catch_up():
-            self._atlas = said
 
     def _catch_up(self) -> bool:
         """Ask ATLAS for what may have been missed; False if it does not answer."""

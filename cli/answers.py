@@ -281,7 +281,7 @@ def event_cells(event: Event) -> list[Cell]:
 def event_line(event: Event, screen: Screen, text: str | None = None) -> str:
     """An event by itself, in columns that fit most, with its own text or that."""
     time, name, kind, _ = event_cells(event)
-    padded = [Cell(name.text.ljust(20), name.colour), Cell(kind.text.ljust(11), kind.colour)]
+    padded = [Cell(name.text.ljust(20), name.colour), Cell(kind.text.ljust(12), kind.colour)]
     return "  ".join(
         paint(cell.text, cell.colour, screen) for cell in (time, *padded, _text(event.text if text is None else text))
     ).rstrip()

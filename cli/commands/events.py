@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from bus.continuity import WITNESS, Continuity
 from bus.endpoints import RunDir
-from bus.messages import Event
+from bus.messages import DaemonStatus, Event
 from cli.answers import EVENTS, event_line, event_object, json_line
 from cli.answers import events as listed_events
 from cli.atlas import SILENCE, AtlasSilent, Refused, ask_events
@@ -67,14 +67,19 @@ def command(
     # Subscribed before asking, so that nothing is lost between the two; what comes twice is known by its id.
     feed = _subscribed(run_dir) if follow else None
     try:
-        events = _wanted(_asked(run_dir, _ALL if names else lines), names)[-lines:] if lines else []
+        known = _asked(run_dir, _ALL if names or follow else lines) if lines or follow else ()
+        events = _wanted(known, names)[-lines:] if lines else []
         screen = stdout_screen()
         if feed is None:
             write(listed_events(events, output, screen))
             if not events and not output.is_machine:
                 say("no events")
             return Exit.OK
-        _follow(feed, events, names, output, screen)
+        follower = _Follower(names, output, screen)
+        for event in events:
+            follower.show(event)
+        follower.know(known)
+        _follow(run_dir, feed, follower)
     finally:
         if feed is not None:
             feed.close()
@@ -86,7 +91,7 @@ def _subscribed(run_dir: RunDir) -> Subscriber:
     from bus.subscriber import Subscriber
     from bus.topics import EVENT
 
-    return Subscriber(run_dir.feed, [EVENT])
+    return Subscriber(run_dir.feed, [EVENT, WITNESS])
 
 
 def _asked(run_dir: RunDir, limit: int, chain: str | None = None) -> Sequence[Event]:
@@ -102,28 +107,47 @@ def _wanted(events: Sequence[Event], names: Sequence[str]) -> list[Event]:
     return [event for event in events if not names or any(matches(name, event.instance) for name in names)]
 
 
-def _follow(feed: Subscriber, events: Sequence[Event], names: Sequence[str], output: Output, screen: Screen) -> None:
-    """Write the events so far, then each new one, until interrupted."""
-    seen: deque[str] = deque(maxlen=_REMEMBERED)
-    known: set[str] = set()
-    branches = Branches()
+class _Follower:
+    """Writes events as they come, each once."""
 
-    def show(event: Event) -> None:
-        if event.id in known:
+    def __init__(self, names: Sequence[str], output: Output, screen: Screen) -> None:
+        self._names = names
+        self._output = output
+        self._screen = screen
+        self._known: dict[str, None] = {}
+        self._branches = Branches()
+
+    def know(self, events: Sequence[Event]) -> None:
+        """These are not to be shown: after a change of ATLAS they may come again."""
+        for event in events:
+            self._known[event.id] = None
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def show(self, event: Event) -> None:
+        """Write it, if it is wanted and was not written yet."""
+        if event.id in self._known or not _wanted([event], self._names):
             return
-        if len(seen) == seen.maxlen:
-            known.discard(seen[0])
-        seen.append(event.id)
-        known.add(event.id)
-        if output.is_machine:
-            write(event.instance if output.format is Format.NAME else json_line(event_object(event)))
+        self.know([event])
+        if self._output.is_machine:
+            write(event.instance if self._output.format is Format.NAME else json_line(event_object(event)))
         else:
-            write(event_line(event, screen, branches.text(event)))
+            write(event_line(event, self._screen, self._branches.text(event)))
 
-    for event in events:
-        show(event)
+
+def _follow(run_dir: RunDir, feed: Subscriber, follower: _Follower) -> None:
+    """Show what comes, and what a change of ATLAS has hidden, until interrupted."""
+    continuity = Continuity()
     while True:
         message = feed.receive(_WAKE_S)
         watch_reader(0.0)
-        if isinstance(message, Event) and _wanted([message], names):
-            show(message)
+        if isinstance(message, Event):
+            follower.show(message)
+        elif isinstance(message, DaemonStatus) and continuity.is_broken(message):
+            try:
+                missed = ask_events(run_dir, _ALL).events
+            except (AtlasSilent, Refused):
+                continue  # its next status is another occasion
+            continuity.mend(message)
+            for event in missed:
+                follower.show(event)

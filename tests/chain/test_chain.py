@@ -165,6 +165,21 @@ def fleet() -> Iterator[Fleet]:
             yield fleet
 
 
+@pytest.fixture
+def followed(fleet: Fleet) -> Iterator[Path]:
+    """What an operator sees who looks on: the output of cdnctl events -f."""
+    path = fleet.path / "followed"
+    with path.open("wb") as file:
+        command = [str(BIN / "cdnctl"), "events", "-f", "-n", "1"]
+        follower = subprocess.Popen(command, env=fleet.supervisord.env, cwd=fleet.path, stdout=file)
+    try:
+        until(lambda: path.read_text(), what="it follows")
+        yield path
+    finally:
+        follower.kill()
+        follower.wait()
+
+
 def proposed(fleet: Fleet) -> list[Json]:
     """The reactions that wait for a person."""
     found: list[Json] = fleet.ask(REACTION, "GET", "/reactions?state=proposed")["reactions"]
@@ -187,7 +202,7 @@ WHOLE = {
 }
 
 
-def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
+def test_from_a_change_point_to_a_refused_client(fleet: Fleet, followed: Path) -> None:
     """Nobody is refused before a person has approved; ATLAS, gateway and threat-reaction are killed in the middle."""
     with fleet.guessing(LISTED):
         (reaction,) = until(lambda: proposed(fleet), within_s=60, what="a ban is proposed")
@@ -224,3 +239,11 @@ def test_from_a_change_point_to_a_refused_client(fleet: Fleet) -> None:
     assert re.search(rf"{STATISTICAL} +change_point +logins.failed .* went up: .*, mostly {LISTED}", shown), shown
     assert re.search(rf"{GATEWAY} +blocked +└ {LISTED}/32 is refused until", shown), shown
     assert fleet.status_for(LISTED) == 403
+    lines = ["change_point +logins", "sighting +└ ", f"blocked +└? *{LISTED}/32 is refused until"]
+    lines += [f"reaction +└? *.*: {state}" for state in ("proposed", "approved", "executed")]
+
+    def unseen() -> list[str]:
+        text = followed.read_text()
+        return [line for line in lines if not re.search(line, text)]
+
+    until(lambda: not unseen(), what="cdnctl events -f shows it all")

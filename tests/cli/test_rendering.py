@@ -238,7 +238,7 @@ def event(time_s: float) -> Event:
 def test_events_have_rfc3339_times_in_json() -> None:
     """In UTC, with milliseconds."""
     assert event_object(event(1_700_000_000.5))["time"] == "2023-11-14T22:13:20.500Z"
-    assert event_line(event(1_700_000_000.5), PIPE).endswith("web                   state        RUNNING")
+    assert event_line(event(1_700_000_000.5), PIPE).endswith("web                   state         RUNNING")
 
 
 @pytest.mark.parametrize("time_s", [float("inf"), float("nan"), 1e300, -1e300])
