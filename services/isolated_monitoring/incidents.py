@@ -40,6 +40,8 @@ class Change(Enum):
 
     OPENED = "opened"
     RESOLVED = "resolved"
+    MERGED = "merged"
+    """It was told, and turned out to be part of another that was told as well."""
     REMINDED = "reminded"
 
 
@@ -71,6 +73,8 @@ class Incident:
     """Since when all of it is well; None while it is not."""
     resolved_s: float | None = None
     relapses: int = 0
+    part_of: str = ""
+    """The incident that it was merged into."""
 
     @property
     def reason(self) -> str:
@@ -116,6 +120,7 @@ class Incidents:
         self._new_id = new_id
         self._realert_s = realert_s
         self._settle_s = settle_s
+        self._merged: list[Incident] = []
         self.open: dict[str, Incident] = {}
         self.resolved: list[Incident] = []
 
@@ -137,12 +142,14 @@ class Incidents:
     ) -> list[tuple[Change, Incident]]:
         """What follows from how everything is now. quiet: targets in maintenance, of whom nothing is told."""
         changes: list[tuple[Change, Incident]] = []
+        self._merged = []
         down = {name: view for name, view in views.items() if view.condition is Condition.DOWN and name not in quiet}
         self._refresh(now_s, views, down, quiet)
         for name in sorted(down, key=lambda each: len(_causes(each, views))):
             if self.of(name) is None:
                 self._place(name, now_s, unix_s, views, down)
         self._find_the_host(now_s, views)
+        changes.extend((Change.MERGED, incident) for incident in self._merged)
         for incident in list(self.open.values()):
             change = self._conclude(incident, now_s, views)
             if change is not None:
@@ -201,6 +208,10 @@ class Incidents:
             incident.members.update(other.members)
             incident.opened_s = min(incident.opened_s, other.opened_s)
             del self.open[other.id]
+            if other.told:
+                other.part_of, other.resolved_s = incident.id, now_s
+                self.resolved.append(other)
+                self._merged.append(other)
         incident.root = name
         incident.members[name] = member
         incident.well_s = None
@@ -213,7 +224,10 @@ class Incidents:
         return sum(
             1 + each.relapses
             for each in self.resolved
-            if each.root == name and each.resolved_s is not None and now_s - each.resolved_s < FLAP_MEMORY_S
+            if each.root == name
+            and not each.part_of
+            and each.resolved_s is not None
+            and now_s - each.resolved_s < FLAP_MEMORY_S
         )
 
     def _find_the_host(self, now_s: float, views: Mapping[str, View]) -> None:

@@ -313,12 +313,15 @@ class Monitor:
         duration_s = incident.duration_s
         if change is Change.RESOLVED:
             title = f"{incident.root} is well again after {duration_s or 0.0:.1f} s; it was: {incident.reason}"
+        elif change is Change.MERGED:
+            title = f"{incident.root} is part of incident {incident.part_of} now"
         else:
             title = incident.title
         alert: dict[str, Any] = {
             "id": f"{incident.id}-{change.value}" + (f"-{int(unix_s)}" if change is Change.REMINDED else ""),
             "event": change.value,
             "incident": incident.id,
+            "part_of": incident.part_of or None,
             "title": title,
             "root": incident.root,
             "reason": incident.reason,

@@ -151,8 +151,7 @@ class Suspicion:
             case Outcome.WRONG:
                 convicted = self.failures >= 2 and lasted_s >= max(WRONG_S, patience_s)
             case _:
-                fair_s = now.fair_s - self._first.fair_s
-                convicted = failures >= 2 and fair_s >= patience_s and self.phi(now) >= PHI_CONVICTS
+                convicted = failures >= 2 and lasted_s >= patience_s and self.phi(now) >= PHI_CONVICTS
         if not convicted:
             return Condition.SUSPECT
         if self.outcome is Outcome.SILENT and self._was_starved(now, waited_s):

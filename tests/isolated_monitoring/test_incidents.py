@@ -134,6 +134,19 @@ def test_the_cause_shows_itself_later(world: World, later_s: float) -> None:
     assert incident.root == "atlas"
 
 
+def test_one_cause_of_two_that_were_told(world: World) -> None:
+    """What was told and is no incident of its own any more is taken back."""
+    world.put(Condition.DOWN, "fabric")
+    world.put(Condition.DOWN, "atlas")
+    world.run(2)
+    assert sorted(world.opened()) == ["atlas", "fabric"]
+    world.put(Condition.DOWN, SUPERVISORD)
+    world.run(2)
+    (incident,) = world.incidents.open.values()
+    assert (incident.root, set(incident.members)) == (SUPERVISORD, {SUPERVISORD, "atlas", "fabric"})
+    assert [change for change, _ in world.told] == [Change.OPENED, Change.OPENED, Change.MERGED]
+
+
 def test_a_suspected_cause_is_waited_for(world: World) -> None:
     """The alert names the cause, if that is convicted soon; and goes out without it, if it is not."""
     world.put(Condition.SUSPECT, "atlas")
@@ -245,4 +258,4 @@ def test_any_history(steps: list[tuple[str, Condition, float]]) -> None:
     world.run(700, tick_s=5.0)
     assert not world.incidents.open
     changes: Callable[[Change], int] = lambda wanted: sum(change is wanted for change, _ in world.told)  # noqa: E731
-    assert changes(Change.OPENED) == changes(Change.RESOLVED)
+    assert changes(Change.OPENED) == changes(Change.RESOLVED) + changes(Change.MERGED)
