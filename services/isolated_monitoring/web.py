@@ -26,6 +26,8 @@ BODY_SKIPPED_BYTES = 1_000_000
 """Of a ping's body more is read and dropped, up to here."""
 HEAD_S = 10.0
 IDLE_S = 30.0
+LINGER_S, LINGER_BYTES = 2.0, 16_000_000
+"""As every service does it (cdn_daemon/intake.py)."""
 CONNECTIONS_MAX = 200
 _NO_BODY = (204, 304)
 
@@ -180,6 +182,7 @@ class Server:
         except RefusedError as error:
             self.refused += 1
             await _write(writer, _refusal(error), keep=False, head=False)
+            await _hear_out(reader, writer)
             return False
         except TimeoutError:
             if not self._busy & {task}:
@@ -225,6 +228,17 @@ class Server:
                 raise RefusedError(413, "cannot take the body: too large", limit=most)
             content += part[: max(0, BODY_BYTES - len(content))]
         request.body, request.is_cut = bytes(content), taken > len(content)
+
+
+async def _hear_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read on for a while from who is refused and still sending: else it cannot read why, as its connection breaks."""
+    with contextlib.suppress(OSError):  # TimeoutError too
+        async with asyncio.timeout(LINGER_S):
+            if writer.can_write_eof():
+                writer.write_eof()
+            left = LINGER_BYTES
+            while left > 0 and (part := await reader.read(65_536)):
+                left -= len(part)
 
 
 async def _counted(reader: asyncio.StreamReader, left: int) -> Any:

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import croniter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.isolated_monitoring import checks, cron
@@ -74,6 +74,7 @@ def test_a_monitor_that_was_away() -> None:
     assert checks.status(restored, T + 1001) == "down"
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(0, 200))
 def test_a_stepped_clock(step_s: float, after_s: float) -> None:
     """Nobody's state changes by it."""
@@ -113,6 +114,7 @@ def test_a_schedule() -> None:
     assert [checks.status(heard, due + after_s) for after_s in (-1, 1, 61)] == ["up", "grace", "down"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         [

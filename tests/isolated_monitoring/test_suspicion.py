@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.isolated_monitoring.suspicion import PHI_CONVICTS, Answer, FairClock, Outcome, Suspicion
@@ -111,6 +111,7 @@ def test_the_starved_are_spared() -> None:
     assert suspicion.judge(clock.now, waited_s=13.6) is Condition.DOWN
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 0.5), max_size=100), st.floats(0.0, 1000.0), st.floats(0.0, 1000.0))
 def test_phi_grows(took_s: list[float], first_s: float, more_s: float) -> None:
     """The longer the silence the more it says, whatever came before; and it is never below zero."""
