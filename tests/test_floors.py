@@ -123,9 +123,8 @@ def test_pure_is_pure(name: str) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             assert node.func.attr not in CLOCKS, f"{name}:{node.lineno} reads the clock"
-        if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id == "os":
-                assert node.attr.startswith(("W", "EX_", "strerror")), f"{name}:{node.lineno} uses os.{node.attr}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr.startswith(("W", "EX_", "strerror")), f"{name}:{node.lineno} uses os.{node.attr}"
 
 
 def test_the_standard_library_is_known() -> None:
