@@ -6,7 +6,7 @@ gains others give. It holds from each series' next slot on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
@@ -20,8 +20,20 @@ from services.statistical.store import Measured, Store
 WORTH = 0.8
 """An allocation has to promise to bring the mean error below this part of what it is."""
 STEADY = 3
+T = TypeVar("T")
 ENOUGH = 0.002
 """Nobody needs quantiles any better: two of a thousand."""
+
+
+class Kept(Generic[T]):
+    """What only the last look needs: thousands of values, which the cycles do not keep and GET /ooda does not show."""
+
+    def __init__(self, values: tuple[T, ...]) -> None:
+        self.values = values
+        self._count = len(values)
+
+    def __repr__(self) -> str:
+        return f"{self._count} of them"
 
 
 class Observation(Struct, frozen=True, kw_only=True):
@@ -32,7 +44,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     sampled_ratio: float
     series: int
     bytes_per_series: float
-    distributions: tuple[Measured, ...]
+    distributions: Kept[Measured]
     bins: int
     reserve: int
     """Bins of those distributions that are known and had no values lately."""
@@ -55,22 +67,28 @@ class Picture(Struct, frozen=True, kw_only=True):
     """The part of the distributions that span 1.5 times more or less than when the bins were shared out."""
     bins_used: int
     is_steady: bool
-    best: tuple[tuple[str, int], ...]
+    best: Kept[tuple[str, int]]
     """(name, bins) of those that would have more than the least."""
 
 
-@dataclass(frozen=True)
 class Allocation:
     """Bins of each distribution; every other one has the least.
 
     All are the same change to the framework: where one did not help, another does not either for a while.
     """
 
-    bins: tuple[tuple[str, int], ...] = field(compare=False)
+    def __init__(self, bins: tuple[tuple[str, int], ...]) -> None:
+        self.bins = bins
 
-    def __str__(self) -> str:
-        """For the log."""
-        return f"allocation of {sum(bins for _, bins in self.bins)} bins to {len(self.bins)} series"
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Allocation)
+
+    def __hash__(self) -> int:
+        return hash(Allocation)
+
+    def __repr__(self) -> str:
+        """For the log, and for GET /ooda."""
+        return f"{sum(bins for _, bins in self.bins)} bins for {len(self.bins)} series, the least for the others"
 
 
 class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
@@ -92,6 +110,9 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
     def observe(self) -> Observation | None:
         """The last slots; None while there are no distributions in them."""
         store = self._store
+        if self.cycles:
+            self.cycles[-1].observation.distributions.values = ()
+            self.cycles[-1].picture.best.values = ()
         with store.lock:
             distributions = tuple(store.measured(store.clock.slot()))
             samples, series, size = store.samples, len(store.series), store.bytes()
@@ -108,7 +129,7 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
             sampled_ratio=self._intake.throttle.probability,
             series=series,
             bytes_per_series=size / max(1, series),
-            distributions=distributions,
+            distributions=Kept(distributions),
             bins=store.bins,
             reserve=BINS_MIN * max(0, known - len(distributions)),
             steady=self._steady,
@@ -116,7 +137,7 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
 
     def orient(self, observation: Observation) -> Picture:
         """How good the quantiles are, and how good they could be."""
-        seen = observation.distributions
+        seen = observation.distributions.values
         demands = [Demand(name=one.name, nats=one.nats, count=one.count) for one in seen]
         shares = budget.allocate(demands, observation.bins - observation.reserve)
         bounds = [budget.expected_error(demand, one.bins) for demand, one in zip(demands, seen, strict=True)]
@@ -133,14 +154,14 @@ class BudgetLoop(OodaLoop[Observation, Picture, Allocation]):
             drift=len(drifted) / len(seen),
             bins_used=used,
             is_steady=observation.steady >= STEADY,
-            best=tuple(sorted((name, bins) for name, bins in shares.items() if bins > BINS_MIN)),
+            best=Kept(tuple((name, bins) for name, bins in shares.items() if bins > BINS_MIN)),
         )
 
     def decide(self, picture: Picture) -> Allocation | None:
         """Another allocation, if it promises enough; else, and mostly, nothing."""
         if not picture.is_steady or picture.bound <= ENOUGH or picture.promised > WORTH * picture.bound:
             return None
-        return Allocation(picture.best)
+        return Allocation(picture.best.values)
 
     def cost(self, picture: Picture, decision: Allocation) -> float | None:
         """The error of the upper quantiles, as measured."""
