@@ -15,6 +15,8 @@ ALLOWED = {
     "cdn_daemon": {"bus", "cdn_daemon"},
     "cli": {"bus", "cli"},
 }
+COMMON_ROOM = {"services.disk", "services.writer"}
+"""Of the services that keep a database; the framework has none."""
 OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
 PURE = (
     "bus/continuity.py",
@@ -87,7 +89,7 @@ def allowed(path: Path) -> set[str]:
     """First parts of our own modules that this file may import."""
     top, *rest = path.relative_to(ROOT).parts
     if top == "services":
-        return {"bus", "cdn_daemon", f"services.{rest[0]}" if len(rest) > 1 else "services"}
+        return {"bus", "cdn_daemon", *COMMON_ROOM, f"services.{rest[0].removesuffix('.py')}"}
     return ALLOWED[top]
 
 

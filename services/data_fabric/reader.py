@@ -19,13 +19,13 @@ import apsw
 from msgspec import Struct
 
 from cdn_daemon.api import RefusedError
-from services.data_fabric import disk
 from services.data_fabric.breath import breathe
 from services.data_fabric.catalogue import Catalogue
 from services.data_fabric.infer import Value
 from services.data_fabric.limits import Limits
 from services.data_fabric.plans import Params, quoted
 from services.data_fabric.workload import Sample
+from services.disk import is_full
 
 BATCH_BYTES = 256 * 1024
 BATCH_ROWS = 512
@@ -253,7 +253,7 @@ class Reader:
     def _refusal(self, error: Exception, query: Query) -> Exception:
         said = str(error)
         match error:
-            case apsw.FullError() | apsw.IOError() if disk.is_full(error, self.connection):
+            case apsw.FullError() | apsw.IOError() if is_full(error, self.connection):
                 return RefusedError(507, "cannot run this: no space left for SQLite's temporary files", value=query.sql)
             case apsw.InterruptError():
                 if self._cancelled:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, chunks, read_json, whole_number
-from services.data_fabric import answers, disk
+from services.data_fabric import answers
 from services.data_fabric.api import (
     AttachRequest,
     InsertAnswer,
@@ -36,6 +36,7 @@ from services.data_fabric.limits import Limits
 from services.data_fabric.pool import Pool
 from services.data_fabric.reader import CancelledError
 from services.data_fabric.store import Store
+from services.disk import is_full, no_room
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +180,8 @@ class Fabric:
             finally:
                 os.unlink(spooled)
         except OSError as error:
-            if disk.is_full(error):
-                raise disk.refusal(self.store.spool) from error
+            if is_full(error):
+                raise no_room(self.store.spool) from error
             raise
         finally:
             self._uploads -= 1

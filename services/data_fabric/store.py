@@ -27,7 +27,7 @@ from services.data_fabric.limits import Limits
 from services.data_fabric.plans import columns_sql, quoted
 from services.data_fabric.reader import Reader, attach
 from services.data_fabric.workload import Workload
-from services.data_fabric.writer import Writer
+from services.writer import Writer
 
 FILES_VARIABLE = "CDN_FABRIC_FILES"
 ANALYSIS_ROWS = 1_000

@@ -27,7 +27,7 @@ from services.threat_intel.patterns import BadPattern, read_pattern
 from services.threat_intel.scoring import Feed, FeedKind, Listing
 from services.threat_intel.stix import BadObject, StixObject, read_object, seconds_of
 from services.threat_intel.values import Value, bounds
-from services.threat_intel.writer import Writer
+from services.writer import Writer
 
 INBOX = "inbox"
 """The feed that is there from the beginning, for what TAXII clients add."""

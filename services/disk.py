@@ -26,7 +26,7 @@ def is_full(error: BaseException, connection: apsw.Connection | None = None) -> 
     return False
 
 
-def refusal(directory: Path) -> RefusedError:
+def no_room(directory: Path) -> RefusedError:
     """What the sender is told. 507 is Insufficient Storage, RFC 4918."""
     return RefusedError(
         507,

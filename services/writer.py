@@ -1,14 +1,12 @@
 """The one thread that writes. Writes that wait together are committed together, by one fsync.
 
-A write is acknowledged after the COMMIT, which with WAL and synchronous=FULL returns when it is on disk. One that
-fails takes nothing else with it.
+A write is acknowledged (its Future has a result) after the COMMIT, which with WAL and
+synchronous=FULL returns when the rows are on disk. One that fails takes nothing else with it.
 """
 
 from __future__ import annotations
 
-import errno
 import queue
-import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,12 +17,11 @@ import apsw
 from msgspec import Struct
 
 from cdn_daemon.api import RefusedError
+from services.disk import is_full, no_room
 
 T = TypeVar("T")
 GROUP = 64
 """Writes in one transaction, at most."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The device, the user's quota, or the limit of a file's size (RLIMIT_FSIZE)."""
 
 
 class _Write(Struct):
@@ -36,14 +33,18 @@ class _Write(Struct):
 class Writer:
     """Runs functions of a connection, in order, each all or nothing, on a thread of its own."""
 
-    def __init__(self, connection: apsw.Connection, *, waiting: int) -> None:
+    def __init__(
+        self, connection: apsw.Connection, *, waiting: int, committed: Callable[[], None] = lambda: None
+    ) -> None:
+        """At most ``waiting`` writes wait. ``committed`` is called on this thread after each commit that wrote."""
         self._connection = connection
+        self._committed = committed
         self._waiting = waiting
         self._queue: queue.Queue[_Write | None] = queue.Queue()
         self._closed = False
         self._lock = threading.Lock()
         self.commits = 0
-        self._thread = threading.Thread(target=self._work, name="intel-writer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def submit(
@@ -55,7 +56,7 @@ class Writer:
     ) -> Future[T]:
         """Have run called with the connection, inside a transaction; the Future ends when that is on disk.
 
-        then is called with what run returned, on this thread, once it is on disk and before the Future ends.
+        then is called with what run returned, on the writer's thread, once it is on disk and before the Future ends.
         Raises RefusedError if too many wait already; urgent ones, the service's own, never.
         """
         done: Future[T] = Future()
@@ -120,23 +121,11 @@ class Writer:
             told = {id(done) for done, _ in failed}
             failed += [(write.done, error) for write in group if id(write.done) not in told]
             answers = []
+        if answers:
+            self._committed()
         for write, answer in answers:
             write.then(answer)
             write.done.set_result(answer)
         for done, raised in failed:
-            done.set_exception(self._refusal() if self._is_full(raised) else raised)
-
-    def _is_full(self, error: BaseException) -> bool:
-        if isinstance(error, apsw.IOError):  # SQLite knows ENOSPC alone by name
-            return self._connection.system_errno in FULL
-        return isinstance(error, apsw.FullError)
-
-    def _refusal(self) -> RefusedError:
-        directory = Path(self._connection.filename).parent
-        return RefusedError(
-            507,
-            "cannot store this: no space left on device",
-            value=directory,
-            limit=f"{shutil.disk_usage(directory).free} bytes free",
-            next="make room there, then try again",
-        )
+            full = is_full(raised, connection)
+            done.set_exception(no_room(Path(connection.filename).parent) if full else raised)
