@@ -93,9 +93,13 @@ class Stream:
             body = error_body(503, "cannot tell more clients", limit=self._max, next="GET /series/NAME")
             await websocket.send_denial_response(Response(body, status_code=503, media_type="application/json"))
             return
-        await websocket.accept()
         client = _Client()
-        self._clients.add(client)
+        self._clients.add(client)  # before it is accepted: what happens from then on it hears
+        try:
+            await websocket.accept()
+        except BaseException:
+            self._clients.discard(client)
+            raise
         tasks = [asyncio.create_task(self._speak(websocket, client)), asyncio.create_task(self._listen(websocket))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

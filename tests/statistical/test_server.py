@@ -200,6 +200,7 @@ def test_the_stream_tells_each_second_and_change_points(tmp_path: Path) -> None:
             assert detector is not None
             for _ in range(100):
                 detector.hear(0.0)
+            detector.threshold = 1.0  # the first second that is unlike these is enough
 
         def attacked() -> object:
             client.lines("logins.failed:50|c\n" + "logins.failed.from:203.0.113.9|s\n" * 50)
