@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import uvicorn
 import uvloop
@@ -84,9 +84,11 @@ def run(service: Service) -> NoReturn:
     code = ExitCode.BUG
     try:
         code = host.run()
-    except Exception:
+    except ConfigurationError as error:  # of the application's lifespan
+        code = host.fail(error)
+    except Exception as error:
         log.critical("the server failed", exc_info=True)
-        code = host.fail()
+        code = host.fail(error)
     logging.shutdown()
     sys.exit(code)
 
@@ -341,11 +343,14 @@ class _Host:
         code = self._daemon.lifecycle.exit_code
         return ExitCode.BUG if code is None else code
 
-    def fail(self) -> ExitCode:
-        """The server raised: say so, and end as a bug."""
-        self._notifier.send(STATUS="the server failed", ERRNO=ExitCode.BUG)
+    def fail(self, error: Exception) -> ExitCode:
+        """The server raised: say so, and end as a bug, or as misconfigured."""
+        if isinstance(error, ConfigurationError):
+            self._heed(error)
+        else:
+            self._notifier.send(STATUS="the server failed", ERRNO=ExitCode.BUG)
+            self._daemon.post(LifecycleEvent.FAILED)
         self._daemon.start()
-        self._daemon.post(LifecycleEvent.FAILED)
         return self._end()
 
 
@@ -373,6 +378,7 @@ class _Server(uvicorn.Server):
     """uvicorn's, woken by an event when it is to drain instead of looking ten times a second."""
 
     _drain: asyncio.Event | None = None
+    _misconfigured: ConfigurationError | None = None
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -387,17 +393,33 @@ class _Server(uvicorn.Server):
     ) -> None:
         self._drain = asyncio.Event()
         self.config.load()
+        self.config.loaded_app = self._noting(self.config.loaded_app)
         self.lifespan = self.config.lifespan_class(self.config)
         try:
             await self.startup(sockets=[listener])
         except SystemExit as error:  # how uvicorn says that the lifespan failed; it has logged why
-            raise RuntimeError("the application could not start") from error
+            raise self._misconfigured or RuntimeError("the application could not start") from error
+        if self._misconfigured is not None:  # by an application that raised where Starlette says startup.failed
+            raise self._misconfigured
         self.server_state.default_headers = self.config.encoded_headers
         listening()
         await self._drain.wait()
         await self._be_quiet(traffic)
         await closing()
         await self.shutdown(sockets=[listener])
+
+    def _noting(self, app: ASGIApp) -> ASGIApp:
+        """The application, whose ConfigurationError in its lifespan is kept: uvicorn would make one word of all."""
+
+        async def noting(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            except ConfigurationError as error:
+                if scope["type"] == "lifespan":
+                    self._misconfigured = error
+                raise
+
+        return noting
 
     async def _be_quiet(self, traffic: Traffic) -> None:
         """Whoever routes here is being told to route elsewhere: refuse nobody until that has been heard.

@@ -245,6 +245,8 @@ def test_a_second_copy_refuses(spawn: Spawn) -> None:
         ({"CDN_RUN_DIR": "/" + "x" * 200}, 78, "the limit is 107"),
         ({"TINY_BACKGROUND": "raise"}, 70, "background task is broken"),
         ({"TINY_BACKGROUND": "misconfigured"}, 78, "cannot find the colour: set TINY_COLOUR"),
+        ({"TINY_LIFESPAN": "misconfigured"}, 78, "cannot find the size: set TINY_SIZE"),
+        ({"TINY_LIFESPAN": "raise"}, 70, "lifespan is broken"),
         ({"TINY_DAEMON": "dies"}, 70, "the daemon thread died; the process goes with it"),
     ],
 )

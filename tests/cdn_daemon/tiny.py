@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from threading import Lock, Thread
 
 from starlette.applications import Starlette
@@ -125,7 +126,20 @@ async def echo(socket: WebSocket) -> None:
         await socket.send_text(text)
 
 
+@asynccontextmanager
+async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    """Serves, or fails as TINY_LIFESPAN says."""
+    match os.environ.get("TINY_LIFESPAN"):
+        case "raise":
+            raise RuntimeError("lifespan is broken")
+        case "misconfigured":
+            raise ConfigurationError("cannot find the size: set TINY_SIZE")
+        case _:
+            yield
+
+
 app = Starlette(
+    lifespan=lifespan,
     routes=[
         Route("/", hello),
         Route("/slow", slow),
@@ -140,7 +154,7 @@ app = Starlette(
         Route("/child", start_child),
         Route("/deadlock", deadlock),
         WebSocketRoute("/echo", echo),
-    ]
+    ],
 )
 
 
