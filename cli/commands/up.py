@@ -147,12 +147,14 @@ def _explain(rise: Rise, timeout_s: float) -> Exit:
         when = f" within {timeout_s:g} s" if verdict.standing is Standing.WAITING else ""
         say(f"{name} is not ready{when}: {clean(verdict.text)}")
         if log := rise.logs.get(name):
-            _show_end(log)
+            _show_end(log, verdict.text)
     return Exit.FAILED if late else Exit.OK
 
 
-def _show_end(log: Path) -> None:
-    if lines := last_lines(log, _LOG_LINES):
-        click.echo(f"  the end of {log}:", err=True)
+def _show_end(log: Path, reason: str) -> None:
+    lines = last_lines(log, _LOG_LINES)
+    if all(line.partition(": ")[2] in reason for line in lines):  # after when, how grave and where from
+        return
+    click.echo(f"  the end of {log}:", err=True)
     for line in lines:
         click.echo(f"    {clean(line)}", err=True)
