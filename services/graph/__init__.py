@@ -1,0 +1,1 @@
+"""Graph: nodes and relationships, patterns, paths and algorithms on them."""
