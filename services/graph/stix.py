@@ -66,7 +66,7 @@ def read_bundle(body: bytes, limits: Limits) -> Brought:
         try:
             one = msgspec.json.decode(raw, type=dict[str, Any])
         except (msgspec.MsgspecError, RecursionError) as error:
-            brought.skip(bytes(raw[:80]).decode(errors="replace"), str(error))
+            brought.skip(bytes(raw)[:80].decode(errors="replace"), str(error))
             continue
         id, kind = one.get("id"), one.get("type")
         if not isinstance(id, str) or not isinstance(kind, str) or not 0 < len(id) <= limits.id_chars or not kind:
@@ -75,7 +75,7 @@ def read_bundle(body: bytes, limits: Limits) -> Brought:
         if not id.isprintable():
             brought.skip(id, "its id cannot be printed")
             continue
-        if len(raw) > limits.properties_bytes and kind != "x-mitre-collection":
+        if len(memoryview(raw)) > limits.properties_bytes and kind != "x-mitre-collection":
             brought.skip(id, f"it is larger than {limits.properties_bytes} bytes")
             continue
         properties = {name: value for name, value in one.items() if name not in ELSEWHERE}
