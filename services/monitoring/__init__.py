@@ -1,0 +1,1 @@
+"""Monitoring: scrapes the fleet, keeps the samples, answers questions about them, and tells when they are not well."""

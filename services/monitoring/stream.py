@@ -1,0 +1,109 @@
+"""/ws/stream: alerts as they change. A slow client misses some, and is told how many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cdn_daemon.web import error_body
+
+log = logging.getLogger(__name__)
+
+KEPT = 200
+SEND_S = 20.0
+
+
+class Told(Struct, frozen=True, kw_only=True, tag="alert"):
+    """An alert has changed."""
+
+    name: str
+    state: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    value: float | None
+    event: str
+
+
+class Missed(Struct, frozen=True, kw_only=True, tag="missed"):
+    """The client was too slow for so many messages."""
+
+    messages: int
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.waiting: deque[str] = deque(maxlen=KEPT)
+        self.missed = 0
+        self.news = asyncio.Event()
+
+    def tell(self, text: str) -> None:
+        self.missed += len(self.waiting) == KEPT
+        self.waiting.append(text)
+        self.news.set()
+
+
+class Stream:
+    """Tells every client the same, encoded once. Belongs to the event loop."""
+
+    def __init__(self, clients_max: int) -> None:
+        self._clients: set[_Client] = set()
+        self._max = clients_max
+
+    def __len__(self) -> int:
+        """How many listen."""
+        return len(self._clients)
+
+    def tell(self, told: Told) -> None:
+        """One change."""
+        if self._clients:
+            text = msgspec.json.encode(told).decode()
+            for client in self._clients:
+                client.tell(text)
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """One client, until it leaves, says something, or takes nothing for too long."""
+        if len(self._clients) >= self._max:
+            body = error_body(503, "cannot tell more clients", limit=self._max, next="GET /api/v1/alerts")
+            await websocket.send_denial_response(Response(body, status_code=503, media_type="application/json"))
+            return
+        await websocket.accept()
+        client = _Client()
+        self._clients.add(client)
+        tasks = [asyncio.create_task(self._speak(websocket, client)), asyncio.create_task(self._listen(websocket))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._clients.discard(client)
+            for task in tasks:
+                task.cancel()
+            spoken, heard = await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(spoken, TimeoutError):
+            log.info("dropped a client of /ws/stream that took nothing for %g s", SEND_S)
+        elif not isinstance(spoken, WebSocketDisconnect) and not isinstance(heard, WebSocketDisconnect):
+            with suppress(WebSocketDisconnect, RuntimeError):
+                await websocket.close(1008 if heard is None else 1011)
+
+    async def _speak(self, websocket: WebSocket, client: _Client) -> None:
+        while True:
+            await client.news.wait()
+            client.news.clear()
+            while client.waiting:
+                if client.missed:
+                    text = msgspec.json.encode(Missed(messages=client.missed)).decode()
+                    client.missed = 0
+                else:
+                    text = client.waiting.popleft()
+                async with asyncio.timeout(SEND_S):
+                    await websocket.send_text(text)
+
+    async def _listen(self, websocket: WebSocket) -> None:
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1006))
