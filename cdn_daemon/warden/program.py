@@ -199,7 +199,7 @@ class Program(Struct):
             case ProcessState.STOPPED if self.disabled:
                 return self.disabled
             case ProcessState.STOPPED if self.forgotten_by:
-                return f"had been given up, and is not started again yet; its failures are forgotten, by {self.forgotten_by}"
+                return f"had been given up, and is not started yet; its failures are forgotten, by {self.forgotten_by}"
             case ProcessState.STOPPED if self.starts:
                 return f"stopped by {self.stopped_by}" if self.stopped_by else "stopped"
             case ProcessState.STOPPED:
