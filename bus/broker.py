@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import socket
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -25,6 +26,7 @@ from bus.audience import Audience
 from bus.codec import MAX_FRAME_BYTES
 from bus.context import terminate
 from bus.endpoints import RunDir
+from bus.room import full_at
 
 Frames = tuple[bytes, bytes]
 _MAP = b"\x80"
@@ -36,10 +38,14 @@ _NOW = int(zmq.DONTWAIT)
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _GATHER_S = 0.005
 """What comes so soon after the last is left to gather, as waking costs more than a status; people never wait for it."""
-_FDS_LEFT = 64
-"""Kept for all else that the process opens, and for who connects before it is noticed; a fifth, where that is more."""
+_OPERATORS_LEFT = 0.75
+"""Of the descriptors that are kept: when only so many are left, operators may not connect either."""
+_KNOCK_S = 0.001
+"""How long who has knocked at an endpoint is given to come in before that is looked at again."""
 _TELEMETRY_QUEUE = 1000  # for each publisher: as many as it keeps itself
 _BACKLOG = 4096  # a whole fleet may connect at once; the kernel's own limit is net.core.somaxconn
+_BACKLOG_PART = 4
+"""Of the descriptors that are kept, as many may wait at each endpoint: they come in though it is shut."""
 _TOPICS_KEPT = 50_000
 _SUBSCRIPTION_BYTES = 300  # the longest topic has 264
 _SUBSCRIPTIONS_AT_ONCE = 10
@@ -68,6 +74,17 @@ class _LastValue:
     frame: bytes
 
 
+@dataclass(frozen=True)
+class _Door:
+    """Where others connect to one of the sockets."""
+
+    zmq_socket: zmq.Socket[bytes]
+    listener: socket.socket
+    """Open here, too, so that a connection that comes in wakes this thread."""
+    path: str
+    inode: int
+
+
 class BusTaken(Exception):
     """Another broker serves this run directory."""
 
@@ -86,25 +103,29 @@ class Broker:
                 f"stop that one first, or set CDN_RUN_DIR to another directory"
             ) from None
         self._context = zmq.Context()
-        self._bound: dict[str, tuple[zmq.Socket[bytes], int]] = {}
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._full_at = full_at(limit)
+        left = limit - self._full_at
+        self._bursting_at = limit - int(left * _OPERATORS_LEFT)
+        self._backlog = min(_BACKLOG, left // _BACKLOG_PART)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller, self._urgent = zmq.Poller(), zmq.Poller()
+        self._bound: dict[str, _Door] = {}
+        self._shut: set[str] = set()
+        """Endpoints that nobody finds now."""
+        self._listeners: set[int] = set()
+        self._knocked = False
+        """Somebody is about to come in."""
         self._xsub = self._bind(zmq.XSUB, run_dir.telemetry, max_bytes=MAX_FRAME_BYTES)
         self._xpub = self._bind(zmq.XPUB, run_dir.feed, max_bytes=_SUBSCRIPTION_BYTES)
         self._agents = self._bind(zmq.ROUTER, run_dir.agents, max_bytes=MAX_FRAME_BYTES)
         self._operators = self._bind(zmq.ROUTER, run_dir.operators, max_bytes=MAX_FRAME_BYTES)
         self._xsub.send(b"\x01")  # everything
-        self._poller = zmq.Poller()
-        for socket in (self._xsub, self._xpub, self._agents, self._operators):
-            self._poller.register(socket, zmq.POLLIN)
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller.register(self._wake_fd, zmq.POLLIN)
-        self._urgent = zmq.Poller()
+        for waited_for in (self._xsub, self._xpub, self._agents, self._operators, self._wake_fd):
+            self._poller.register(waited_for, zmq.POLLIN)
         for waited_for in (self._operators, self._wake_fd):
             self._urgent.register(waited_for, zmq.POLLIN)
         self._taken_s = 0.0
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._full_at = limit - min(limit // 2, max(_FDS_LEFT, limit // 5))
-        self._shut: dict[str, zmq.Socket[bytes]] = {}
-        """Endpoints at which nobody can connect now."""
         self._last: dict[bytes, Kept] = {}
         self._wanted: set[bytes] = set()
         self._owed: dict[bytes, None] = {}
@@ -115,34 +136,54 @@ class Broker:
         """As ``send``, whose questions about its arguments cost as much as the sending."""
 
     def _bind(self, kind: int, endpoint: str, *, max_bytes: int) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        zmq_socket: zmq.Socket[bytes] = self._context.socket(kind)
+        zmq_socket.setsockopt(zmq.LINGER, 0)
+        zmq_socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         if kind == zmq.XPUB:
-            socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription is shown, not only the first of its topic
-            socket.setsockopt(zmq.SNDHWM, 10_000)
+            zmq_socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription is shown, not only the first of its topic
+            zmq_socket.setsockopt(zmq.SNDHWM, 10_000)
             # libzmq takes in subscriptions for as long as there are any, before anybody here may count them.
-            socket.setsockopt(zmq.RCVHWM, _SUBSCRIPTIONS_AT_ONCE)
+            zmq_socket.setsockopt(zmq.RCVHWM, _SUBSCRIPTIONS_AT_ONCE)
         else:
-            socket.setsockopt(zmq.RCVHWM, _TELEMETRY_QUEUE if kind == zmq.XSUB else 10_000)
-        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
-        self._listen(socket, endpoint)
-        return socket
+            zmq_socket.setsockopt(zmq.RCVHWM, _TELEMETRY_QUEUE if kind == zmq.XSUB else 10_000)
+        self._open(zmq_socket, endpoint)
+        return zmq_socket
 
-    def _listen(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
-        socket.bind(endpoint)
+    def _open(self, zmq_socket: zmq.Socket[bytes], endpoint: str) -> None:
         path = endpoint.removeprefix("ipc://")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # of an ATLAS that was killed, or not ours: the lock says that this is its place
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.bind(path)
         os.chmod(path, 0o600)
-        self._bound[endpoint] = (socket, os.stat(path).st_ino)
+        listener.listen(self._backlog)
+        zmq_socket.setsockopt(zmq.USE_FD, os.dup(listener.fileno()))  # which libzmq closes
+        zmq_socket.bind(endpoint)
+        self._bound[endpoint] = _Door(zmq_socket, listener, path, os.stat(path).st_ino)
+        self._listeners.add(listener.fileno())
+        self._poller.register(listener.fileno(), zmq.POLLIN)
+        self._urgent.register(listener.fileno(), zmq.POLLIN)
+
+    def _unbind(self, endpoint: str) -> None:
+        """Which ends the connections that were made there, too."""
+        door = self._bound.pop(endpoint)
+        self._listeners.discard(door.listener.fileno())
+        self._poller.unregister(door.listener.fileno())
+        self._urgent.unregister(door.listener.fileno())
+        door.listener.close()
+        door.zmq_socket.unbind(endpoint)
 
     def turn(self, timeout_s: float) -> Arrivals:
         """Wait up to timeout_s for anything, then take what is there."""
         arrivals = Arrivals()
+        if self._knocked:
+            time.sleep(_KNOCK_S)
         self._mind_the_limit()
         gather_s = min(self._taken_s + _GATHER_S - time.monotonic(), timeout_s)
         if gather_s > 0 and not self._urgent.poll(int(gather_s * 1000)):
             timeout_s -= gather_s
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        self._knocked = not self._listeners.isdisjoint(ready)
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         if self._xpub in ready:
@@ -160,21 +201,26 @@ class Broker:
     def _mind_the_limit(self) -> None:
         """Let nobody else connect while descriptors are short: without one libzmq's ipc listener aborts the process.
 
-        The lowest that is free tells how near that is. Operators may always connect. It is no guarantee: more
-        than are kept may come between two looks, so ATLAS raises its limit as far as it may.
+        The lowest that is free tells how near that is. It is looked at whenever somebody connects, and operators
+        are let in for longer than others. It is no guarantee: more than are kept may come between two looks, so
+        ATLAS raises its limit as far as it may.
         """
-        lowest_free = os.dup(self._wake_fd)
-        os.close(lowest_free)
+        try:
+            lowest_free = os.dup(self._wake_fd)
+            os.close(lowest_free)
+        except OSError:  # there is none
+            lowest_free = self._bursting_at
         if lowest_free >= self._full_at:
-            for endpoint, (socket, _) in list(self._bound.items()):
-                if socket is not self._operators:
-                    socket.unbind(endpoint)
-                    del self._bound[endpoint]
-                    self._shut[endpoint] = socket
+            for endpoint in self._bound.keys() - self._shut:
+                door = self._bound[endpoint]
+                if _is_there(door) and (door.zmq_socket is not self._operators or lowest_free >= self._bursting_at):
+                    os.rename(door.path, _hidden(door))  # libzmq's unbind would cut off who has connected
+                    self._shut.add(endpoint)
                     self.counts["endpoints_shut"] += 1
         elif self._shut and lowest_free < self._full_at * 0.9:
-            for endpoint, socket in self._shut.items():
-                self._listen(socket, endpoint)
+            for endpoint in self._shut:
+                with contextlib.suppress(FileNotFoundError):  # then it is among the missing
+                    os.rename(_hidden(self._bound[endpoint]), self._bound[endpoint].path)
             self._shut.clear()
 
     def wake(self) -> None:
@@ -204,10 +250,10 @@ class Broker:
         except zmq.Again:
             return
 
-    def _drain(self, socket: zmq.Socket[bytes], into: list[Frames]) -> None:
+    def _drain(self, zmq_socket: zmq.Socket[bytes], into: list[Frames]) -> None:
         try:
             for _ in range(_PER_TURN):
-                parts = socket.recv_multipart(zmq.DONTWAIT)
+                parts = zmq_socket.recv_multipart(zmq.DONTWAIT)
                 if len(parts) == 2:
                     into.append((parts[0], parts[1]))
                 else:
@@ -309,36 +355,45 @@ class Broker:
         """Send to one operator; a ROUTER drops what is for nobody."""
         self._route(self._operators, routing_id, frame)
 
-    def _route(self, socket: zmq.Socket[bytes], routing_id: bytes, frame: bytes) -> None:
+    def _route(self, zmq_socket: zmq.Socket[bytes], routing_id: bytes, frame: bytes) -> None:
         try:
-            socket.send_multipart([routing_id, frame], zmq.DONTWAIT)
+            zmq_socket.send_multipart([routing_id, frame], zmq.DONTWAIT)
         except zmq.Again:
             self.counts["router_full"] += 1
 
     def rebind_missing(self) -> list[str]:
         """Bind again what somebody unlinked or replaced; return those endpoints."""
         again = []
-        for endpoint, (socket, inode) in list(self._bound.items()):
-            path = endpoint.removeprefix("ipc://")
-            try:
-                if os.stat(path).st_ino == inode:
-                    continue
-            except FileNotFoundError:
-                pass  # that is what is mended here
-            socket.unbind(endpoint)
-            self._listen(socket, endpoint)
-            again.append(endpoint)
+        for endpoint, door in list(self._bound.items()):
+            if endpoint not in self._shut and not _is_there(door):
+                self._unbind(endpoint)
+                self._open(door.zmq_socket, endpoint)
+                again.append(endpoint)
         return again
 
     def close(self) -> None:
         """Close the sockets and remove their paths, unless somebody has put others there."""
-        for socket in (self._xsub, self._xpub, self._agents, self._operators):
-            socket.close(linger=0)
+        for zmq_socket in (self._xsub, self._xpub, self._agents, self._operators):
+            zmq_socket.close(linger=0)
         terminate(self._context)
-        for endpoint, (_, inode) in self._bound.items():
-            path = endpoint.removeprefix("ipc://")
+        for door in self._bound.values():
+            if _is_there(door):
+                os.unlink(door.path)
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
+                os.unlink(_hidden(door))
+            door.listener.close()
         os.close(self._lock_fd)
         os.close(self._wake_fd)
+
+
+def _is_there(door: _Door) -> bool:
+    """Whether who looks for the path finds this listener."""
+    try:
+        return os.stat(door.path).st_ino == door.inode
+    except FileNotFoundError:
+        return False
+
+
+def _hidden(door: _Door) -> str:
+    """Where the listener of an endpoint that is shut waits."""
+    return f"{door.path}.shut"

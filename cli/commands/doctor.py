@@ -149,7 +149,10 @@ def examine(run_dir: RunDir, config: str | None) -> list[Finding]:
     wanted = _ports(declared, _variable(supervised.pid, "CDN_PORT"))
     pids = {member.pid for member in members}
     found += checks.ports(wanted, _listening(set(wanted.values())), pids)
-    found += checks.limits(len(supervised.programs or names), _nofile(supervised.pid), _nproc(uid), _pids())
+    nofile_atlas = _nofile(atlas_pid) if atlas_pid is not None else None
+    found += checks.limits(
+        len(supervised.programs or names), _nofile(supervised.pid), _nproc(uid), _pids(), nofile_atlas
+    )
     found += checks.clock(*_clocks(), time.time(), _newest(path, files))
     found += checks.disk(_disks(path, declared) if own is not None and own.uid == uid else [])
     found += checks.orphans(members)
@@ -465,7 +468,7 @@ def _listening(ports: Collection[int]) -> dict[int, Listener]:
 
 
 def _nofile(pid: int | None) -> int | None:
-    """The limit of supervisord, else what one that we start could raise its own to."""
+    """The limit of that process, else what a supervisord that we start could raise its own to."""
     if pid is None:
         return _most(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bus.endpoints import MAX_SOCKET_PATH_BYTES
+from bus.room import full_at
 from cli.belonging import Belonging
 
 CLOCK_OFF_S = 0.05
@@ -19,6 +20,7 @@ FUTURE_S = 60.0
 SPARE_BYTES, LEAST_BYTES = 256 * 2**20, 32 * 2**20
 SPARE_INODES = 1000
 NEAR = 0.9
+FDS_OF_ATLAS, FDS_A_SERVICE, ENOUGH_FDS = 50, 2, 65536
 FDS_OF_SUPERVISORD, FDS_A_PROGRAM = 64, 6
 """A program's pipes, its notify socket, its log; with as much again, as it is replaced."""
 INSTALL_S = 2.0
@@ -373,13 +375,20 @@ class Limit(NamedTuple):
     most: int | None
 
 
-def limits(programs: int, nofile: int | None, nproc: Limit, pids: Limit) -> list[Finding]:
-    """``nofile``: of supervisord, else what it could have."""
+def limits(
+    programs: int, nofile: int | None, nproc: Limit, pids: Limit, nofile_atlas: int | None = None
+) -> list[Finding]:
+    """``nofile``: of supervisord, else what it could have; ``nofile_atlas``: of ATLAS, None if it does not run."""
     found = []
     needed = FDS_OF_SUPERVISORD + FDS_A_PROGRAM * programs
     if nofile is not None and nofile < needed:
         mend = f"ulimit -n {needed} before cdnctl up; LimitNOFILE= under systemd; minfds= in supervisord.conf"
         found.append(problem("limits", f"supervisord needs {needed} open files for {programs} programs", nofile, mend))
+    needed = FDS_OF_ATLAS + FDS_A_SERVICE * programs
+    if nofile_atlas is not None and full_at(nofile_atlas) < needed:
+        what = f"ATLAS has room for {max(0, full_at(nofile_atlas) - FDS_OF_ATLAS) // FDS_A_SERVICE} services"
+        mend = f"ulimit -Hn {ENOUGH_FDS} before cdnctl up; LimitNOFILE= under systemd; minfds= in supervisord.conf"
+        found.append(problem("limits", f"{what}, not for {programs}: its limit of open files", nofile_atlas, mend))
     for what, limit, mend in (
         (
             "threads of this user (RLIMIT_NPROC)",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 
-FULL = 0.7
-"""Of what there is; at 0.8 the bus lets nobody else connect."""
+from bus.room import full_at
+
+FULL = 0.875
+"""Of those with which the bus lets nobody else connect."""
 
 ENOUGH = 200_000
 """For 50,000 services and as many connections again. Only root may have more than its hard limit."""
@@ -26,7 +28,7 @@ def raise_fd_limit() -> int:
 
 def why_full(open_fds: int, limit: int) -> str | None:
     """Why more services may not be able to connect, and what to do; None while they can."""
-    if open_fds <= FULL * limit:
+    if open_fds <= FULL * full_at(limit):
         return None
     return (
         f"{open_fds} of at most {limit} file descriptors are open, two for every service: soon no further ones can "

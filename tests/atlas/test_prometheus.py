@@ -312,13 +312,13 @@ def test_a_real_prometheus(run_dir: RunDir, run_path: Path) -> None:
 # -- room --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("used", "says"), [(0, False), (700, False), (701, True), (1000, True)])
+@pytest.mark.parametrize(("used", "says"), [(0, False), (7000, False), (7001, True), (10000, True)])
 def test_room_for_more_services(used: int, says: bool) -> None:
     """Said when seven tenths of the descriptors are gone, with what to do."""
-    reason = why_full(used, 1000)
+    reason = why_full(used, 10_000)
     assert (reason is not None) is says
     if reason:
-        assert f"{used} of at most 1000" in reason
+        assert f"{used} of at most 10000" in reason
         assert "ulimit -Hn" in reason
 
 

@@ -1,12 +1,16 @@
-"""A broker that runs short of file descriptors lives on, tells nobody else to come in, and opens again."""
+"""A broker that runs short of file descriptors lives on, lets nobody else in, keeps who is there, and opens again."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import psutil
-import zmq
+import pytest
 
 from bus.endpoints import RunDir
 from bus.messages import FleetRequest
@@ -15,7 +19,8 @@ from bus.publisher import Publisher
 from tests.bus.samples import STATUS
 from tests.support import ROOT, environment, until
 
-LIMIT = 200
+LIMIT = 1024
+BURST = 60
 BROKER = f"""
 import resource, sys
 from pathlib import Path
@@ -37,53 +42,86 @@ while True:
 """
 
 
-def test_more_connections_than_descriptors(run_dir: RunDir) -> None:
-    """libzmq would abort the process; operators are answered throughout."""
-    env = environment(run_dir.path)
+@pytest.fixture
+def broker(run_dir: RunDir) -> Iterator[subprocess.Popen[str]]:
+    """In a process of its own, with few descriptors."""
     process = subprocess.Popen(
-        [sys.executable, "-c", BROKER, str(run_dir.path)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", BROKER, str(run_dir.path)],
+        cwd=ROOT,
+        env=environment(run_dir.path),
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, 3 * LIMIT)
-    try:
+    with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-
-        def counts() -> dict[str, int]:
-            assert process.poll() is None
-            link = OperatorLink(run_dir.operators)
-            link.request(FleetRequest(id="r"), timeout_s=30)
-            reply = next(link.replies("r", timeout_s=30))
-            link.close()
-            told: dict[str, int] = reply.counts  # type: ignore[union-attr]
-            return told
-
-        storm: list[zmq.Socket[bytes]] = []
-        while counts().get("endpoints_shut", 0) < 3:
-            assert len(storm) < LIMIT
-            for _ in range(5):  # more at once may be taken in by libzmq before anybody can look
-                storm.append(context.socket(zmq.PUB))
-                storm[-1].setsockopt(zmq.LINGER, 0)
-                storm[-1].connect(run_dir.telemetry)
-        for _ in range(30):  # the listener ends in its own time, and takes these in, or not
-            storm.append(context.socket(zmq.PUB))
-            storm[-1].setsockopt(zmq.LINGER, 0)
-            storm[-1].connect(run_dir.telemetry)
-        assert psutil.Process(process.pid).num_fds() <= LIMIT
-        assert counts()["heard"] == 0
-        for socket in storm:
-            socket.close()
-        publisher = Publisher(run_dir.telemetry)
-
-        def heard() -> bool:
-            publisher.publish(STATUS)
-            return counts()["heard"] > 0
-
-        until(heard)
-        publisher.close()
-    finally:
-        context.destroy(linger=0)
+        yield process
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+
+
+def counts(link: OperatorLink) -> dict[str, int]:
+    """What the broker has counted."""
+    link.request(FleetRequest(id="r"), timeout_s=30)
+    reply = next(link.replies("r", timeout_s=30))
+    told: dict[str, int] = reply.counts  # type: ignore[union-attr]
+    return told
+
+
+def connected_until_shut(endpoint: str, link: OperatorLink) -> list[socket.socket]:
+    """Connections, in bursts, until none comes about; an operator who is there is answered after each burst."""
+    path = endpoint.removeprefix("ipc://")
+    made: list[socket.socket] = []
+    while True:
+        assert len(made) < LIMIT
+        for _ in range(BURST):
+            one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            refusal = one.connect_ex(path)
+            if refusal == 0:
+                made.append(one)
+                continue
+            one.close()
+            if refusal == errno.ENOENT:
+                return made
+        counts(link)
+
+
+@pytest.fixture
+def link(run_dir: RunDir, broker: subprocess.Popen[str]) -> Iterator[OperatorLink]:
+    """An operator."""
+    with contextlib.closing(OperatorLink(run_dir.operators)) as link:
+        counts(link)
+        yield link
+        assert broker.poll() is None
+
+
+def test_a_storm_of_connections(run_dir: RunDir, broker: subprocess.Popen[str], link: OperatorLink) -> None:
+    """libzmq would abort the process; operators may come in still, and who is there stays."""
+    with contextlib.closing(Publisher(run_dir.telemetry)) as publisher:
+        until(publisher.has_new_subscriber)
+
+        def is_heard() -> bool:
+            before = counts(link)["heard"]
+            publisher.publish(STATUS)
+            return until(lambda: counts(link)["heard"] > before)
+
+        assert is_heard()
+        storm = connected_until_shut(run_dir.telemetry, link)
+        assert counts(link)["endpoints_shut"] == 3
+        assert psutil.Process(broker.pid).num_fds() <= LIMIT
+        with contextlib.closing(OperatorLink(run_dir.operators)) as another:
+            assert counts(another)
+        assert is_heard()
+        assert not publisher.has_new_subscriber()
+        for one in storm:
+            one.close()
+        with contextlib.closing(Publisher(run_dir.telemetry)) as other:
+            until(other.has_new_subscriber)
+
+
+def test_a_storm_of_operators(run_dir: RunDir, link: OperatorLink) -> None:
+    """They are not let in at the last, either, and are when there is room again."""
+    for one in connected_until_shut(run_dir.operators, link):
+        one.close()
+    assert counts(link)["endpoints_shut"] == 4
+    with contextlib.closing(OperatorLink(run_dir.operators)) as another:
+        assert counts(another)

@@ -212,6 +212,9 @@ def test_limits() -> None:
     holds(checks.limits(200, 1024, free, free), Severity.PROBLEM, "1264 open files", "ulimit -n 1264")
     holds(checks.limits(10, 1024, Limit(950, 1000), free), Severity.WARNING, "950 of 1000", "LimitNPROC")
     holds(checks.limits(10, 1024, free, Limit(950, 1000)), Severity.WARNING, "950 of 1000", "TasksMax")
+    holds(checks.limits(280, None, free, free, 1024), None)
+    holds(checks.limits(300, None, free, free, 1024), Severity.PROBLEM, "287 services, not for 300", "ulimit -Hn 65536")
+    holds(checks.limits(10_000, None, free, free, 65536), None)
 
 
 def test_clock() -> None:
