@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
 from bus.messages import Blocked, Event, Reaction, Sighting
 from cdn_daemon.api import EXCEPTION_HANDLERS, JSON, RefusedError, answer, read_body, read_json, whole_number
@@ -287,17 +288,12 @@ class Graph:
             held.close()
             raise
 
-        async def chunks() -> AsyncIterator[bytes]:
-            try:
-                yield first
-                async with asyncio.timeout(self.limits.export_s):
-                    while chunk := await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_chunk, rows))):
-                        yield chunk
-            finally:
-                self._exports -= 1
-                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(held.close)))
+        def ended() -> None:
+            self._exports -= 1
+            held.close()
 
-        return StreamingResponse(chunks(), media_type=MEDIA_TYPES[form], headers={"cdn-graph-version": str(version)})
+        headers = {"cdn-graph-version": str(version)}
+        return Export(rows, first, ended, self.limits.export_s, media_type=MEDIA_TYPES[form], headers=headers)
 
     async def about(self, request: Request) -> Response:
         """``GET /graph``: how much there is."""
@@ -353,6 +349,50 @@ class Graph:
         if engine.workload.p95_ms is not None:
             numbers["graph_read_p95_milliseconds"] = round(engine.workload.p95_ms, 3)
         return numbers
+
+
+class Export(StreamingResponse):
+    """A file as it is read. Where it cannot go on it is cut off without its closing chunk: a client sees that."""
+
+    def __init__(
+        self, rows: Iterator[bytes], first: bytes, ended: Callable[[], None], limit_s: float, **more: Any
+    ) -> None:
+        super().__init__(self._chunks(), **more)
+        self._rows = rows
+        self._first = first
+        self._ended = ended
+        self._limit_s = limit_s
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; ``ended`` is called in any case, and not while a thread still reads."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("broke off an export: it took longer than %g s", self._limit_s)
+        finally:
+            if self._reading is not None and not self._reading.done():
+                await asyncio.wait({self._reading})
+            self._ended()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the chunks."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for chunk in self.body_iterator:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except apsw.Error as error:
+            log.warning("broke off an export: %s", error)
+            return  # the server closes a connection whose answer was not completed
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        chunk = self._first
+        while chunk:
+            yield chunk
+            self._reading = asyncio.ensure_future(asyncio.to_thread(_chunk, self._rows))
+            chunk = await asyncio.shield(self._reading)
 
 
 async def _written(done: Future[Written], status: int = 201) -> Response:

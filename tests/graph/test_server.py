@@ -451,3 +451,25 @@ def test_more_than_can_be_answered_at_once(tmp_path: Path) -> None:
             thread.join()
         assert statuses == [422, 422]
         assert client.call("GET", "/graph").status == 200
+
+
+def test_who_leaves_an_export_holds_nobody_up(tmp_path: Path) -> None:
+    """One more than may be is refused; as soon as one leaves there is room again; a slow one is cut off."""
+
+    def exporting(client: Client) -> socket.socket:
+        slow = socket.create_connection(("127.0.0.1", client.port))
+        slow.sendall(b"GET /export HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        return slow
+
+    with serving(tmp_path, Limits(exports=1)) as (client, graph):
+        for batch in range(20):  # more than the kernel holds for who does not read
+            made = [{"id": f"n{batch}-{n}", "properties": {"text": "x" * 20_000}} for n in range(100)]
+            assert client.call("POST", "/nodes", {"nodes": made}).status == 201
+        with exporting(client):
+            assert client.call("GET", "/export").error["status"] == 503
+        until(lambda: graph._exports == 0, what="it has ended")
+        assert len(json.loads(client.call("GET", "/export").body)["nodes"]) == 2000
+        until(lambda: graph._exports == 0, what="it has ended")
+    with serving(tmp_path, Limits(exports=1, export_s=0.5)) as (client, graph), exporting(client):
+        until(lambda: graph._exports == 0, what="it is cut off")
