@@ -6,6 +6,7 @@ the same database open: each learns of the others' changes by SQLite's data_vers
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -24,6 +25,8 @@ from services.graph.api import NodeRequest, RelationshipRequest, Written
 from services.graph.limits import Limits
 from services.graph.views import rows
 from services.graph.writer import Writer
+
+log = logging.getLogger(__name__)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (
@@ -350,11 +353,15 @@ class Store:
             if watcher is None:
                 return
             now_s = time.monotonic()
-            version = watcher.pragma("data_version")
-            if version == self._data_version:
-                self._looked_s = now_s
+            try:
+                version = watcher.pragma("data_version")
+                if version == self._data_version:
+                    self._looked_s = now_s
+                    return
+                newest = int(watcher.execute("SELECT coalesce(max(seq), 0) FROM changes").get)
+            except apsw.Error as error:  # whoever asks will be told; the next look sees what this one did not
+                log.warning("cannot look for changes: %s", error)
                 return
-            newest = int(watcher.execute("SELECT coalesce(max(seq), 0) FROM changes").get)
             is_new = newest > self.commits.newest
             self.commits.add(newest, self._looked_s)  # at the earliest: it was not there when last looked for
             self._data_version, self._looked_s = version, now_s

@@ -35,9 +35,9 @@ class _Write(Struct):
 class Writer:
     """Runs functions of a connection, in order, each all or nothing, on a thread of its own."""
 
-    def __init__(self, connection: apsw.Connection, committed: Callable[[], None], *, waiting: int) -> None:
+    def __init__(self, connection: apsw.Connection, look: Callable[[], None], *, waiting: int) -> None:
         self._connection = connection
-        self._committed = committed
+        self._look = look
         self._waiting = waiting
         self._queue: queue.Queue[_Write | None] = queue.Queue()
         self._closed = False
@@ -100,6 +100,7 @@ class Writer:
         failed: list[tuple[Future[Any], BaseException]] = []
         connection = self._connection
         try:
+            self._look()  # so that what this commits is known to be no older than now
             connection.execute("BEGIN IMMEDIATE")
             for write in group:
                 connection.execute("SAVEPOINT one")
@@ -119,7 +120,7 @@ class Writer:
             failed += [(write.done, error) for write in group if id(write.done) not in told]
             answers = []
         if answers:
-            self._committed()
+            self._look()
         for done, answer in answers:
             done.set_result(answer)
         for done, raised in failed:

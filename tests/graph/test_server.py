@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
-import threading
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import networkx as nx
+import psutil
 import pytest
 from websockets.sync.client import connect
 
@@ -427,30 +430,49 @@ def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 
 def test_more_than_can_be_answered_at_once(tmp_path: Path) -> None:
-    """Is refused with 503, and the others get their answers."""
+    """Is refused with 503; when those who asked have gone, there is room."""
     with serving(tmp_path, Limits(reading=1, reading_waiting=1)) as (client, graph):
         dense(client, 60)
-        far = {
-            "nodes": {f"v{n}": {} for n in range(6)},
-            "edges": [{"from": f"v{n}", "to": f"v{n + 1}"} for n in range(5)],
+        names = [f"v{n}" for n in range(6)]
+        far: dict[str, Any] = {
+            "nodes": {name: {} for name in names} | {"v0": {"id": "n0"}, "v5": {"where": {"no": "such"}}},
+            "edges": [{"from": one, "to": other} for one, other in pairwise(names)],
+            "timeout_s": 30,
         }
-        far["nodes"]["v0"] = {"id": "n0"}  # type: ignore[index]
-        far["nodes"]["v5"] = {"where": {"no": "such"}}  # type: ignore[index]
-        statuses: list[int] = []
-        asking = [
-            threading.Thread(
-                target=lambda: statuses.append(client.call("POST", "/query", {**far, "timeout_s": 2}).status)
-            )
-            for _ in range(2)
-        ]
-        for thread in asking:
-            thread.start()
-        until(lambda: graph.engine._under_way == 2, what="both are under way")
-        assert client.call("GET", "/graph").error["status"] == 503
-        for thread in asking:
-            thread.join()
-        assert statuses == [422, 422]
+        with asking(client, "/query", far), asking(client, "/query", far):
+            until(lambda: graph.engine._under_way == 2, what="both are under way")
+            assert client.call("GET", "/graph").error["status"] == 503
+        until(lambda: graph.engine._under_way == 0, what="they have ended", within_s=20)
         assert client.call("GET", "/graph").status == 200
+
+
+def asking(client: Client, path: str, asked: Any) -> socket.socket:
+    """Somebody who may leave before the answer."""
+    body = json.dumps(asked).encode()
+    connection = socket.create_connection(("127.0.0.1", client.port))
+    connection.sendall(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+    )
+    return connection
+
+
+def test_an_algorithm_ends_with_who_asked(tmp_path: Path) -> None:
+    """Its process is gone long before it would have ended."""
+
+    def computing() -> list[int]:
+        found = []
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                if "services.graph.compute" in child.cmdline():
+                    found.append(child.pid)
+        return found
+
+    drawn = random.Random(1)
+    with serving(tmp_path) as (client, _):
+        with asking(client, "/algorithms/hawkes", {"times": [drawn.random() for _ in range(20_000)], "timeout_s": 30}):
+            (pid,) = until(computing)
+        until(lambda: not psutil.pid_exists(pid), within_s=20)
+        assert client.algorithm("components")["figures"] == {"groups": 0}
 
 
 def test_who_leaves_an_export_holds_nobody_up(tmp_path: Path) -> None:
