@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _REMEMBERED = 10_000
 _ALL = 1000
 _WAKE_S = 0.5
+_SILENT_S = 3.0
+"""It says how it is once a second."""
 
 
 @click.command("events")
@@ -136,11 +139,22 @@ class _Follower:
 
 
 def _follow(run_dir: RunDir, feed: Subscriber, follower: _Follower) -> None:
-    """Show what comes, and what a change of ATLAS has hidden, until interrupted."""
+    """Show what comes, and what a change of ATLAS has hidden, until interrupted; say once that ATLAS is silent."""
     continuity = Continuity()
+    heard_s, is_silent = time.monotonic(), False
     while True:
         message = feed.receive(_WAKE_S)
         watch_reader(0.0)
+        now_s = time.monotonic()
+        if message is not None:
+            heard_s = now_s
+            if is_silent:
+                say("ATLAS is heard again")
+                is_silent = False
+        elif not is_silent and now_s - heard_s > _SILENT_S:
+            refuse_absent(run_dir, Exit.UNKNOWN)
+            say(f"nothing heard from ATLAS for {_SILENT_S:g} s; waiting for it")
+            is_silent = True
         if isinstance(message, Event):
             follower.show(message)
         elif isinstance(message, DaemonStatus) and continuity.is_broken(message):

@@ -292,6 +292,31 @@ def test_logs_and_events(fleet: Fleet) -> None:
     assert follower.returncode == Exit.INTERRUPTED
 
 
+def test_events_while_atlas_is_silent(fleet: Fleet) -> None:
+    """Said once, and that it is heard again; what happens afterwards is shown."""
+    with subprocess.Popen(
+        [str(CDNCTL), "events", "-f", "-n", "1"],
+        cwd=fleet.home,
+        env=fleet.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as follower:
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        try:
+            assert follower.stdout.readline()
+            assert fleet.cdnctl("stop", "atlas").returncode == Exit.OK
+            assert "nothing heard from ATLAS for 3 s; waiting for it" in follower.stderr.readline()
+            assert fleet.cdnctl("start", "atlas").returncode == Exit.OK
+            assert "ATLAS is heard again" in follower.stderr.readline()
+            fleet.cdnctl("restart", "gateway-primary")
+            lines = iter(follower.stdout.readline, "")
+            assert any("gateway-primary" in line and "restart" in line for line in lines)
+        finally:
+            follower.kill()
+
+
 def test_bare_supervisord(short_home: Path) -> None:
     """`supervisord -c supervisord.conf`, nothing activated: quiet, private, ready; supervisorctl and cdnctl see it."""
     fleet = Fleet(short_home)
