@@ -109,7 +109,13 @@ class _Host:
         LONG_CALLS.notifier = notifier
         self._socket = _listen(self._settings)
         self._traffic = Traffic()
-        self._app = ServiceApp(_application(service), self._traffic, service.exposition_function)
+        self._app = ServiceApp(
+            _application(service),
+            self._traffic,
+            service.exposition_function,
+            hosts=self._settings.hosts | service.hosts,
+            origins=service.origins,
+        )
         self._replacing_s: float | None = None
         self._is_done = False
         """Drained: nothing is left to be cut off."""

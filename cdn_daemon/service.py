@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from threading import Event as ThreadEvent
 from typing import Any, TypeVar
@@ -127,6 +127,9 @@ class Service:
     ``background`` is an async function, started on the service's loop once it listens
     and cancelled when it ends; the process ends if it raises. ``websocket_max_bytes`` is
     what one message of a WebSocket client's may have: each client can make it be gathered.
+    ``origins`` are those of other sites, such as ``https://app.example.com``, whose pages may change
+    something here or open a WebSocket, and ``hosts`` names that it answers to on loopback besides
+    loopback's own and CDN_HOSTS; ``*`` is any, for an application that decides on that itself.
 
     Raises DeclarationError where it is declared, before any socket is opened.
     """
@@ -145,6 +148,8 @@ class Service:
         drain_s: float = 10.0,
         background: Callable[[], Coroutine[Any, Any, None]] | None = None,
         websocket_max_bytes: int = 16 << 20,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DeclarationError(f"cannot name a service {name!r}: letters, digits, '_', '.' and '-', at most 64")
@@ -181,6 +186,8 @@ class Service:
         self.drain_s = drain_s
         self.background = background
         self.websocket_max_bytes = websocket_max_bytes
+        self.hosts = frozenset(host.lower() for host in hosts)
+        self.origins = frozenset(origin.lower() for origin in origins)
         self.checks: list[Check] = []
         self.measure: Callable[[], Mapping[str, float]] | None = None
         self.shed_function: Callable[[str], Any] | None = None

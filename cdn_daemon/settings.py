@@ -15,6 +15,7 @@ from cdn_daemon.service import Service
 
 _INSTANCE = re.compile(r"[^\W_][^\s/:\x00-\x1f\x7f]*")
 _INSTANCE_BYTES = 100
+_NAME = re.compile(r"[a-z0-9_.:-]+")
 _YES, _NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
 
 
@@ -30,6 +31,8 @@ class Settings:
     """CDN_INSTANCE"""
     host: str
     """CDN_HOST; loopback, unless CDN_ALLOW_PUBLIC=yes"""
+    hosts: frozenset[str]
+    """CDN_HOSTS: names by which this host is asked, besides loopback; ``*``: any"""
     port: int
     """CDN_PORT; 0 lets the system choose"""
     drain_s: float
@@ -49,6 +52,7 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     return Settings(
         instance=_instance(environ, service.name),
         host=_host(environ),
+        hosts=_hosts(environ),
         port=int(number(environ, "CDN_PORT", service.port, 0, 65535)),
         drain_s=number(environ, "CDN_DRAIN_S", service.drain_s, 0.1, 3600),
         limits=_limits(service.limits, environ),
@@ -112,6 +116,14 @@ def _word(environ: Mapping[str, str], key: str, default: str, words: tuple[str, 
     if text not in words:
         raise SettingError(f"cannot use {key}={text}: it must be one of {', '.join(words)}")
     return text
+
+
+def _hosts(environ: Mapping[str, str]) -> frozenset[str]:
+    names = environ.get("CDN_HOSTS", "").lower().replace(",", " ").split()
+    for name in names:
+        if name != "*" and not _NAME.fullmatch(name):
+            raise SettingError(f"cannot use CDN_HOSTS={name:.80}: it must be names such as www.example.com, or *")
+    return frozenset(names)
 
 
 def _host(environ: Mapping[str, str]) -> str:

@@ -3,14 +3,15 @@
 ``/livez`` alive at all, ``/readyz`` fit for traffic, ``/metrics`` in Prometheus'
 text format, ``GET /ooda`` and ``POST /ooda/mode``. Everything else goes to the
 service's own application, and is counted; where that has nothing at ``/``, the
-service says there who it is and where to look.
+service says there who it is and where to look. What a page of another site could
+have sent is refused before anybody sees it (origins.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ import msgspec
 from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, OodaMode, OodaPhase
 from cdn_daemon.exposition import CONTENT_TYPE, exposition
 from cdn_daemon.ooda import Cycle, OodaLoop
+from cdn_daemon.origins import ANY, Refused, refusal
 from cdn_daemon.service import ASGIApp
 
 Scope = MutableMapping[str, Any]
@@ -180,8 +182,19 @@ def _leads_on(content: bytes) -> bool:
 class ServiceApp:
     """The ASGI application that is served: the framework's answers around the author's."""
 
-    def __init__(self, app: ASGIApp, traffic: Traffic, expose: Callable[[DaemonStatus], str] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        traffic: Traffic,
+        expose: Callable[[DaemonStatus], str] | None = None,
+        *,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
+    ) -> None:
         self._app = app
+        self._hosts = frozenset(hosts)
+        self._origins = frozenset(origins)
+        self._takes_all = ANY in self._hosts and ANY in self._origins
         self._expose = expose
         self._traffic = traffic
         self.subject: Subject | None = None
@@ -191,6 +204,10 @@ class ServiceApp:
         """Answer, or pass on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        refused = None if self._takes_all else self._refusal(scope)
+        if refused is not None:
+            await _refuse(scope, send, refused)
             return
         if scope["type"] == "http" and self.subject is not None:
             answer = self._ANSWERS.get(scope["path"])
@@ -209,6 +226,17 @@ class ServiceApp:
             traffic.in_flight -= 1
             traffic.websockets -= is_websocket
             traffic.requests += 1
+
+    def _refusal(self, scope: Scope) -> Refused | None:
+        connected = scope.get("server") or ("",)
+        return refusal(
+            scope["headers"],
+            method=scope.get("method", ""),
+            path=scope["path"],
+            connected=str(connected[0]),
+            hosts=self._hosts,
+            origins=self._origins,
+        )
 
     async def _answer_even_if_it_raises(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/" and scope["method"] in ("GET", "HEAD") and self.subject is not None:
@@ -317,6 +345,14 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
             next_ = None if scope["path"] == "/" else "/livez, /readyz, /metrics"
             body = error_body(404, "cannot find this path", value=scope["path"][:200], next=next_)
             await _answer(scope, send, 404, body)
+
+
+async def _refuse(scope: Scope, send: Send, refused: Refused) -> None:
+    body = error_body(refused.status, refused.what, value=refused.value, limit=refused.limit, next=refused.next)
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": f"{kind}.start", "status": refused.status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

@@ -58,6 +58,8 @@ service = Service(
     ooda=FleetLoop(switchboard),
     background=serve_the_bus,
     websocket_max_bytes=1024,  # nobody has anything to say there
+    hosts=("*",),  # access.py decides, for all of it
+    origins=("*",),
 )
 
 

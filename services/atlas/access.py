@@ -12,13 +12,13 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from bus.endpoints import RunDir
+from cdn_daemon.origins import is_own_name
 from cdn_daemon.web import error_body
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,6 @@ TOKEN_MIN_CHARS = 16
 FAILURES_MAX = 10
 """Wrong tokens in a row that are told so; more of them have to wait."""
 FAILURES_PER_S = 0.2
-
-_HOST = re.compile(r"(\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(:\d{1,5})?")
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 SECURITY_HEADERS = [
     (
@@ -94,13 +91,6 @@ class Guard:
             what = "cannot take this from another site's page"
             return 403, error_body(403, what, value=origin[:200], limit=f"the Origin of {host[:200]}, or none")
         return None
-
-
-def is_own_name(host: str, names: Collection[str]) -> bool:
-    """Whether a Host header names this host; its port does not matter, as it may have been forwarded."""
-    match = _HOST.fullmatch(host.lower())
-    name = (match["v6"] or match["name"]) if match else None
-    return name is not None and (_LOOPBACK.fullmatch(name) is not None or name in names)
 
 
 class OperatorToken:

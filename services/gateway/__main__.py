@@ -17,7 +17,14 @@ except SettingError as error:
     print(error, file=sys.stderr)
     sys.exit(ExitCode.CONFIGURATION)
 
-service = Service(NAME, app=gateway, port=18600, ooda=gateway.optimizer, background=gateway.background)
+service = Service(
+    NAME,
+    app=gateway,
+    port=18600,
+    ooda=gateway.optimizer,
+    background=gateway.background,
+    origins=("*",),  # whose pages may ask is for each service behind it to say
+)
 service.metrics(gateway.numbers)
 gateway.announce_by(lambda told: service.emit(told.blocked, told.text, cause=told.cause, id=told.id))
 

@@ -26,8 +26,9 @@ from websockets.typing import Origin
 
 from bus.endpoints import RunDir
 from bus.messages import CommandView, Event, HealthStatus, ServiceView, Verb
+from cdn_daemon.origins import is_own_name
 from services.atlas import live
-from services.atlas.access import FAILURES_MAX, OperatorToken, is_own_name
+from services.atlas.access import FAILURES_MAX, OperatorToken
 from services.atlas.changes import Told
 from services.atlas.page_files import FOLDER
 from services.atlas.switchboard import Switchboard

@@ -357,3 +357,35 @@ def test_a_frozen_process_accuses_nobody(spawn: Spawn) -> None:
     until(lambda: "was away for" in tiny.log())
     until(lambda: ready(tiny)["health"] == "healthy")
     assert tiny.process.poll() is None
+
+
+def test_pages_of_other_sites(spawn: Spawn) -> None:
+    """What a page of another site can send, by its Origin or by a name rebound to this host, is refused; no more is."""
+    tiny = spawn(CDN_HOSTS="www.example.com")
+    here = tiny.url().removeprefix("http://")
+
+    def ask(method: str, path: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection(here, timeout=30)
+        connection.request(method, path, b"{}" if method == "POST" else None, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status in (403, 421):
+            assert json.loads(body)["error"]["next"]
+        connection.close()
+        return answer.status
+
+    port = here.rpartition(":")[2]
+    for host in (here, f"localhost:{port}", "[::1]", "www.example.com", "WWW.example.com:443"):
+        assert ask("GET", "/metrics", Host=host) == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.0.2.1"):
+        assert ask("GET", "/metrics", Host=host) == 421
+        assert ask("POST", "/nowhere", Host=host, Origin=f"http://{host}") == 421
+        assert ask("GET", "/readyz", Host=host) == 200  # as balancers ask
+    for origin in ("http://evil.example", "null", f"http://{here}.evil.example", "http://127.0.0.1:1"):
+        assert ask("POST", "/nowhere", Origin=origin) == 403
+        assert ask("DELETE", "/nowhere", Origin=origin) == 403
+        assert ask("GET", "/metrics", Origin=origin) == 200  # which it cannot read
+    assert ask("POST", "/nowhere") == 404
+    assert ask("POST", "/nowhere", Origin=f"http://{here}") == 404
+    through = {"Origin": "https://www.example.com", "X-Forwarded-Host": "www.example.com"}
+    assert ask("POST", "/nowhere", **through) == 404

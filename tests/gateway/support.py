@@ -112,7 +112,7 @@ class Process:
         with open(self._log, "wb") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", module],
-                env=environment(run_dir, **{"CDN_PORT": "0", **env}),
+                env=environment(run_dir, **{"CDN_PORT": "0", "CDN_HOSTS": "gateway.test", **env}),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

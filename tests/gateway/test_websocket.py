@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from tests.gateway.sockets import Peer, dead_address, ok
 from tests.gateway.support import Fleet, Process, status_of
@@ -48,14 +48,17 @@ def test_handshake_passes(fleet: Fleet) -> None:
     offered = [Subprotocol("one"), Subprotocol("two")]
     headers = {"Cookie": "c=1", "X-Forwarded-For": "6.6.6.6"}
     target = "/echo/a%2Fb;p//c?q=%20"
-    with dial(fleet, target, subprotocols=offered, additional_headers=headers, origin="http://here") as ws:
+    page = f"http://127.0.0.1:{fleet.port}"
+    with pytest.raises(InvalidStatus, match="403"):  # another site's: the instance says so, the gateway passes it on
+        dial(fleet, target, origin=Origin("http://evil.example"))
+    with dial(fleet, target, subprotocols=offered, additional_headers=headers, origin=Origin(page)) as ws:
         assert ws.subprotocol == "two"
         assert ws.response is not None
         assert ws.response.headers["Set-Cookie"] == "a=1"
         ws.send("head")
         lines = str(ws.recv(timeout=30)).split("\n")
         assert lines[0] == "/a%2Fb;p//c?q=%20"
-        wanted = {"cookie: c=1", "origin: http://here", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"}
+        wanted = {"cookie: c=1", f"origin: {page}", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"}
         assert wanted | {"x-forwarded-prefix: /echo", "via: 1.1 gateway-primary"} <= set(lines)
         assert "6.6.6.6" not in "".join(lines)
 
