@@ -1,0 +1,1 @@
+"""cdn-geospatial: places, areas and what moves; OGC API Features, nearest, geofences."""
