@@ -17,6 +17,7 @@ import resource
 import time
 from collections import deque
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import chain
 
 from bus.messages import Vitals
@@ -28,6 +29,8 @@ _CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 _CPU_WINDOW_S = 0.5
 _PEAK_SLACK = 1.1
 """The kernel sums up the peak from what CPUs have told so far, and the present exactly, so the one may be below."""
+_LOOKED_AT_OFTEN = 4
+"""Descendants, the largest, whose growth is seen within a fifth of a second; that of others, within a second."""
 _LISTING_EVERY = 10
 """Where the kernel does not tell how many descriptors are open, they are listed at every tenth reading."""
 
@@ -78,16 +81,21 @@ class VitalsSampler:
         self.children: int | None = None
 
     def read_memory(self) -> int | None:
-        """rss_bytes: resident memory now, with the descendants' as it was when they were last read."""
+        """rss_bytes: resident memory now, with the descendants', of which the largest are looked at anew."""
         if self._statm >= 0:
             self._own_bytes = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
-            self.rss_bytes = self._own_bytes + self._tree.pss_bytes
+            self.rss_bytes = self._own_bytes + self._tree.pss_bytes + self._tree.grown_bytes()
         return self.rss_bytes
 
     def peak_bytes(self) -> float:
-        """What memory has not exceeded so far; infinite if unknown. Costs half of reading it, and keeps the lock."""
+        """What memory has not exceeded so far; infinite if unknown. Costs half of reading it, and keeps the lock.
+
+        What descendants use has no such mark.
+        """
+        if self._tree.count:
+            return math.inf
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * _PEAK_SLACK
-        return peak_bytes + self._tree.pss_bytes if peak_bytes >= self._own_bytes else math.inf
+        return peak_bytes if peak_bytes >= self._own_bytes else math.inf
 
     def read_cpu(self, now_s: float) -> None:
         """cpu_cores: the mean since the last reading, if that was a while ago; a start is no measure of use."""
@@ -164,21 +172,42 @@ class _Tree:
     cpu_s: float = 0.0
     fds: int = 0
     threads: int = 0
+    largest: tuple[tuple[int, int], ...] = ()
+    """Pid and RSS of those that use most memory."""
 
     @classmethod
     def of_self(cls) -> _Tree:
         """Of all descendants of this process that can be read; one that ends meanwhile counts less."""
         pids = _descendants(os.getpid())
         pss_bytes, cpu_ticks, fds, threads = 0, 0, 0, 0
+        resident: list[tuple[int, int]] = []
         for pid in pids:
             stat = _stat_of(pid)
             if stat is None:
                 continue
-            pss_bytes += _pss_bytes(pid) or int(stat[21]) * _PAGE_BYTES  # its RSS, where the better may not be read
+            rss_bytes = int(stat[21]) * _PAGE_BYTES
+            resident.append((rss_bytes, pid))
+            pss_bytes += _pss_bytes(pid) or rss_bytes  # where the better may not be read
             cpu_ticks += int(stat[11]) + int(stat[12])
             threads += int(stat[17])
             fds += _fds(pid)
-        return cls(count=len(pids), pss_bytes=pss_bytes, cpu_s=cpu_ticks / _CLOCK_HZ, fds=fds, threads=threads)
+        return cls(
+            count=len(pids),
+            pss_bytes=pss_bytes,
+            cpu_s=cpu_ticks / _CLOCK_HZ,
+            fds=fds,
+            threads=threads,
+            largest=tuple((pid, rss_bytes) for rss_bytes, pid in nlargest(_LOOKED_AT_OFTEN, resident)),
+        )
+
+    def grown_bytes(self) -> int:
+        """How much larger the largest are by now; what has ended has not grown."""
+        grown_bytes = 0
+        for pid, before_bytes in self.largest:
+            stat = _stat_of(pid)
+            if stat is not None:
+                grown_bytes += int(stat[21]) * _PAGE_BYTES - before_bytes
+        return grown_bytes
 
 
 _NO_TREE = _Tree()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
+import sys
 import time
 from threading import Event, Thread
 
@@ -13,6 +15,7 @@ from bus.messages import Limits
 from cdn_daemon import keeper
 from cdn_daemon.guard import TURNS, Guard
 from cdn_daemon.health import HealthMonitor
+from cdn_daemon.limits import MiB
 from cdn_daemon.vitals import TickTimes, VitalsSampler, _descendants
 from tests.support import kill_tree, until
 
@@ -106,3 +109,26 @@ def test_percentiles_of_ticks() -> None:
         times.add((n / 1000, (101 - n) / 100))
     assert times.p99() == (0.099, 0.99)
     assert times.percentile(0.5) == (0.05, 0.5)
+
+
+def test_a_child_that_grows_is_seen_between_two_looks_at_all() -> None:
+    """Its memory counts at the next reading, though the descendants were read before it grew; what is freed, too."""
+    sampler = VitalsSampler(time.monotonic())
+    source = (
+        "import sys\nprint(flush=True)\nsys.stdin.readline()\nheld = bytearray(b'x') * (100 << 20)\nprint(flush=True)\n"
+        "sys.stdin.readline()\ndel held\nprint(flush=True)\nsys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", source]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        sampler.read_children()
+        before = sampler.read_memory() or 0
+        assert sampler.peak_bytes() == math.inf
+        child.stdin.write(b"\n")
+        child.stdout.readline()
+        assert abs((sampler.read_memory() or 0) - before - 100 * MiB) < 10 * MiB
+        child.stdin.write(b"\n")
+        child.stdout.readline()
+        assert abs((sampler.read_memory() or 0) - before) < 10 * MiB
