@@ -174,7 +174,7 @@ class Schedule:
         if self._saved_at_s is not None:
             self._saved += income * (now_s - self._saved_at_s)
         else:
-            self._saved = income * SAVED_S / 2
+            self._saved = max(income * SAVED_S / 2, float(LOOKS * target.samples))
         self._saved = min(self._saved, max(income * SAVED_S, 2.0 * LOOKS * target.samples))
         self._saved_at_s = now_s
         if self._saved < target.samples:
