@@ -145,6 +145,7 @@ def weigh(load: Load) -> Weighed:
     foretold = cost_us(load, load.index, load.rebuild_at)
     measured = measured_us(load, load.reads_per_s, load.writes_per_s)
     pace = min(max(measured / foretold, 0.25), 4.0) if measured and foretold else 1.0
+    # What it costs now is foretold too: a measurement that was disturbed must not make every other choice look better.
     options = [Cost(index=load.index, rebuild_at=load.rebuild_at, us_per_s=foretold * pace)]
     for kind in KINDS:
         for rebuild_at in REBUILDS if kind == "tree" else (load.rebuild_at,):
@@ -152,7 +153,7 @@ def weigh(load: Load) -> Weighed:
                 us = cost_us(load, kind, rebuild_at) * pace
                 options.append(Cost(index=kind, rebuild_at=rebuild_at, us_per_s=us))
     options.sort(key=lambda option: option.us_per_s)
-    return Weighed(load=load, now_us_per_s=measured or foretold, pace=round(pace, 3), options=tuple(options))
+    return Weighed(load=load, now_us_per_s=foretold * pace, pace=round(pace, 3), options=tuple(options))
 
 
 def decide(picture: tuple[Weighed, ...], held: frozenset[Decision]) -> Decision | None:
