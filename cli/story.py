@@ -134,7 +134,8 @@ def _exit_code(life: IncarnationView) -> int | None:
 
 def _often(life: IncarnationView) -> str:
     counts = ((life.ends_last_hour, "hour"), (life.ends_last_day, "day"))
-    told = [f"{many} in that {span}" for many, span in counts if many is not None]
+    # Just after an end ATLAS may not have counted it yet.
+    told = [f"{max(many, 1)} in that {span}" for many, span in counts if many is not None]
     return f"this one included, {', '.join(told)}" if told else ""
 
 
