@@ -55,7 +55,7 @@ def test_it_runs_and_stops(spawn: Spawn, number: int, plain: str) -> None:
     tiny = spawn(PLAIN=plain)
     until(lambda: tiny.get("/readyz")[0] == 200 and ready(tiny)["health"] == "healthy")
     assert "function on MainThread" in tiny.log()
-    assert tiny.get("/")[0] == 404
+    assert tiny.get("/nothing")[0] == 404
     os.kill(tiny.pid, number)
     assert tiny.wait() == 0
     assert "function returns" in tiny.log()

@@ -80,10 +80,9 @@ def test_the_peak_is_never_below_what_there_is() -> None:
     sampler = VitalsSampler(time.monotonic())
     assert sampler.peak_bytes() >= (sampler.read_memory() or 0)
     before = sampler.peak_bytes()
-    taken = bytearray(b"x") * (64 << 20)
+    taken = bytearray(b"x") * (int(before) + (64 << 20))  # beyond whatever earlier tests took of this process
     now = sampler.read_memory() or 0
-    assert sampler.peak_bytes() >= now
-    assert sampler.peak_bytes() >= before + len(taken) / 2
+    assert sampler.peak_bytes() >= now > before
     del taken
     assert sampler.peak_bytes() >= now
 

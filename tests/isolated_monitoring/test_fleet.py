@@ -79,7 +79,8 @@ def over(client: Client) -> None:
 def test_started_first_stopped_last(run_path: Path) -> None:
     """It sees the others begin and end."""
     write_config(run_path)
-    with Supervisord(run_path, {"cdn-data-fabric": FLEET["cdn-data-fabric"], **fleet()}) as supervisord:
+    programs = {"cdn-data-fabric": FLEET["cdn-data-fabric"], **fleet()}
+    with Supervisord(run_path, programs, env={"CDN_PORT": "0"}) as supervisord:
         until(lambda: supervisord.states() == {NAME: "RUNNING", "cdn-data-fabric": "RUNNING"}, what="both run")
         supervisord.stop()
         log = supervisord.log()
