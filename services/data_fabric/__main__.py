@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 
 from bus.endpoints import default_run_dir
+from bus.messages import Alert, Blocked, ChangePoint, Event, Facts, Fence, Reaction, Sighting
 from cdn_daemon import Service, run
 from services.data_fabric.ooda import IndexTuner
 from services.data_fabric.server import make_app
@@ -32,6 +34,22 @@ def measured() -> Mapping[str, float]:
     """Statements, rows, what waits, and the tuner's indexes."""
     numbers: Mapping[str, float] = app.state.fabric.metrics()
     return numbers
+
+
+async def kept(event: Event, _: Facts) -> None:
+    """Each event of the services is a row of the table events: what came of what is one query."""
+    if await asyncio.wrap_future(store.hear(event)):
+        await asyncio.to_thread(store.catch_up)
+
+
+for facts in (ChangePoint, Sighting, Reaction, Blocked, Alert, Fence):
+    service.hears(facts, back_s=600)(kept)
+
+
+@service.drain
+async def told(_: float) -> None:
+    """Who waits for changes gets an answer."""
+    app.state.fabric.feed.end()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Source(Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
-    """csv, ndjson or sqlite."""
+    """csv, ndjson, json, geojson, node-link, parquet, sqlite; or events, of which there is one."""
     path: str | None = None
     """Of a SQLite file, below the directory of files."""
     created_s: float
@@ -88,6 +88,6 @@ def index_name(spec: IndexSpec) -> str:
 
 
 def row_count(connection: apsw.Connection, table: str) -> int:
-    """How many rows were ever inserted; single rows are never deleted, so it is how many there are."""
-    count = connection.execute(f"SELECT max(_rowid_) FROM {quoted(table)}").get
+    """How many rows there are: of single rows only the oldest are ever deleted."""
+    count = connection.execute(f"SELECT max(_rowid_) - min(_rowid_) + 1 FROM {quoted(table)}").get
     return int(count or 0)

@@ -25,12 +25,16 @@ class Format(StrEnum):
     JSON = "json"
     CSV = "csv"
     NDJSON = "ndjson"
+    GEOJSON = "geojson"
+    NODE_LINK = "node-link"
 
 
 MEDIA_TYPES = {
     Format.JSON: "application/json",
     Format.CSV: "text/csv; charset=utf-8",
     Format.NDJSON: "application/x-ndjson",
+    Format.GEOJSON: "application/geo+json",
+    Format.NODE_LINK: "application/json",
 }
 _ACCEPTED = {
     "application/json": Format.JSON,
@@ -41,6 +45,7 @@ _ACCEPTED = {
     "application/x-ndjson": Format.NDJSON,
     "application/ndjson": Format.NDJSON,
     "application/jsonl": Format.NDJSON,
+    "application/geo+json": Format.GEOJSON,
 }
 
 
@@ -50,7 +55,7 @@ def choose(asked: str | None, accept: str | None) -> Format:
         try:
             return Format(asked.lower())
         except ValueError:
-            raise RefusedError(406, "cannot answer in this format", value=asked, limit="json, csv, ndjson") from None
+            raise RefusedError(406, "cannot answer in this format", value=asked, limit=", ".join(Format)) from None
     if not accept:
         return Format.JSON
     wishes: list[tuple[float, int, Format]] = []

@@ -1,4 +1,4 @@
-"""CSV and NDJSON files as typed tables. Reads files; knows no database.
+"""CSV and NDJSON files as typed tables; others become NDJSON first. Reads files; knows no database.
 
 Every file is read twice: once to check it and to find its columns' types, once for
 its rows. So a broken file is refused, with line and reason, before anything is written.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_columns(names: list[str], limits: Limits, line: int) -> list[str]:
+def check_columns(names: list[str], limits: Limits, line: int, unit: str = "line") -> list[str]:
     """The names of a table's columns, if they can be; raises RefusedError."""
-    where = f"line {line}"
+    where = f"{unit} {line}"
     if len(names) > limits.columns:
         raise RefusedError(
             422, f"cannot load {where}: too many columns", value=len(names), limit=f"{limits.columns} columns"
@@ -162,29 +162,30 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> RefusedError:
 _DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
-def check_ndjson(path: Path, limits: Limits) -> Table:
+def check_ndjson(path: Path, limits: Limits, unit: str = "line", first: Sequence[str] = ()) -> Table:
     """The columns, types and number of rows of a file with one JSON object a line; raises RefusedError with the line.
 
-    Columns are all keys there are, in the order of their first appearance; blank lines are skipped.
+    Columns are all keys there are, in the order of their first appearance; blank lines are skipped. The first ones
+    are there in any case; unit is what a line is called to people.
     """
-    types: dict[str, set[type]] = {}
+    types: dict[str, set[type]] = {name: set() for name in check_columns(list(first), limits, 1, unit)}
     inexact: set[str] = set()
     count, line = 0, 0
-    for line, row in _ndjson_rows(path, limits):
+    for line, row in _ndjson_rows(path, limits, unit):
         count += 1
         if not types.keys() >= row.keys():
             for key in row:
                 types.setdefault(key, set())
-            check_columns(list(types), limits, line)
+            check_columns(list(types), limits, line, unit)
         for key, value in row.items():
             if value is not None:
                 types[key].add(type(value))
                 if type(value) is int and value not in EXACT_IN_FLOAT:
                     inexact.add(key)
-    if not count:
-        raise RefusedError(422, "cannot load line 1: the file is empty", next="one JSON object a line")
+    if not count and not types:
+        raise RefusedError(422, f"cannot load {unit} 1: the file is empty", next=f"one JSON object a {unit}")
     if not types:
-        raise RefusedError(422, f"cannot load line {line}: no object in the file has a key")
+        raise RefusedError(422, f"cannot load {unit} {line}: no object in the file has a key")
     columns = []
     for name, seen in types.items():
         numbers = seen <= {int, float} and len(seen) == 2 and name not in inexact
@@ -212,13 +213,15 @@ def storable(value: object) -> Value:
     raise ValueError(f"{type(value).__name__} cannot be stored")
 
 
-def _ndjson_rows(path: Path, limits: Limits) -> Iterator[tuple[int, dict[str, Any]]]:
+def _ndjson_rows(path: Path, limits: Limits, unit: str = "line") -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     with path.open("rb") as file:
         while raw := file.readline(limits.field_bytes + 1):
             line += 1
             if len(raw) > limits.field_bytes:
-                raise RefusedError(422, f"cannot load line {line}: it is too long", limit=f"{limits.field_bytes} bytes")
+                raise RefusedError(
+                    422, f"cannot load {unit} {line}: it is too long", limit=f"{limits.field_bytes} bytes"
+                )
             if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
@@ -229,10 +232,10 @@ def _ndjson_rows(path: Path, limits: Limits) -> Iterator[tuple[int, dict[str, An
                     if type(value) is int:
                         storable(value)
             except RecursionError as error:
-                raise RefusedError(422, f"cannot load line {line}: nested too deeply") from error
+                raise RefusedError(422, f"cannot load {unit} {line}: nested too deeply") from error
             except (ValueError, msgspec.MsgspecError) as error:
                 shown = raw[:100].decode(errors="replace").rstrip()
-                raise RefusedError(422, f"cannot load line {line}: {error}", value=shown) from error
+                raise RefusedError(422, f"cannot load {unit} {line}: {error}", value=shown) from error
             yield line, row
             if line % BREATH_ROWS == 0:
                 breathe()

@@ -12,7 +12,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """What one request may take, and how much there may be at once. Bytes, rows, seconds."""
 
     upload_bytes: int = 64 * MiB
-    """One CSV or NDJSON file."""
+    """One file."""
     insert_bytes: int = 4 * MiB
     """One insert; decoding it holds the GIL, 4 MiB for about 20 ms."""
     insert_rows: int = 10_000
@@ -34,6 +34,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     result_bytes: int = 16 * MiB
     """One JSON result, which is held in memory; a stream is held 256 KiB at a time."""
     page_rows_max: int = 10_000
+
+    listeners: int = 64
+    """Who wait for changes at once."""
+    changes_max: int = 10_000
+    """In one answer."""
+    events: int = 100_000
+    """Kept; the oldest go first."""
 
     readers: int = 4
     """Statements that run at once."""

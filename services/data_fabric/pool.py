@@ -42,17 +42,22 @@ class Pool:
         self._busy = 0
         self._streams = 0
         self.refused = 0
+        self.cancelled = 0
         self.broken_streams = 0
 
     async def run(self, query: Query, encode: Encode, join: Join) -> bytes:
-        """Run the statement to its end, or until the result is as large as may be; return what join makes of it."""
+        """Run the statement to its end, or until the result is as large as may be; return what join makes of it.
+
+        Who is cancelled while waiting for it takes the statement along.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[bytes] = loop.create_future()
+        gone = threading.Event()
 
         def collect(reader: Reader, measured: Callable[[Sample], None]) -> None:
             chunks: list[bytes] = []
             size, rows, cut = 0, 0, False
-            with closing(reader.run(query, measured)) as batches:
+            with closing(reader.run(query, measured, gone)) as batches:
                 for batch in batches:
                     chunks.append(encode(batch))
                     size += len(chunks[-1])
@@ -64,8 +69,13 @@ class Pool:
             answer = join(chunks, batch, rows, cut)
             loop.call_soon_threadsafe(_settle, done, answer, None)
 
-        self._submit(query, collect, lambda error: loop.call_soon_threadsafe(_settle, done, b"", error))
-        return await done
+        self._submit(query, collect, lambda error: loop.call_soon_threadsafe(_settle, done, b"", error), gone)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            self._abandon(gone)
+            raise
 
     async def stream(self, query: Query, encode: Encode) -> AsyncGenerator[bytes, None]:
         """Run the statement, yielding encoded batches as the client takes them.
@@ -81,19 +91,17 @@ class Pool:
         chunks: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         room = threading.Semaphore(CHUNKS_AHEAD)
         gone = threading.Event()
-        running: list[Reader] = []
 
         def feed(reader: Reader, measured: Callable[[Sample], None]) -> None:
-            running.append(reader)
             deadline_s = time.monotonic() + query.timeout_s
-            with closing(reader.run(query, measured)) as batches:
+            with closing(reader.run(query, measured, gone)) as batches:
                 for batch in batches:
                     if gone.is_set() or not room.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
                         raise CancelledError("the client did not take it in time")
                     loop.call_soon_threadsafe(chunks.put_nowait, encode(batch))
             loop.call_soon_threadsafe(chunks.put_nowait, None)
 
-        self._submit(query, feed, lambda error: loop.call_soon_threadsafe(chunks.put_nowait, error))
+        self._submit(query, feed, lambda error: loop.call_soon_threadsafe(chunks.put_nowait, error), gone)
         self._streams += 1
         begun = ended = False
         try:
@@ -109,16 +117,15 @@ class Pool:
             self._streams -= 1
             if not ended:
                 self.broken_streams += 1
-                gone.set()
+                self._abandon(gone)
                 room.release()
-                for reader in running:
-                    reader.cancel()
 
     def _submit(
         self,
         query: Query,
         use: Callable[[Reader, Callable[[Sample], None]], None],
         fail: Callable[[Exception], object],
+        gone: threading.Event,
     ) -> None:
         if self._busy >= self._limits.readers + self._limits.waiting:
             self.refused += 1
@@ -139,6 +146,8 @@ class Pool:
                 sample = taken
 
             try:
+                if gone.is_set():
+                    raise CancelledError("the client is gone")
                 reader = self._reader()
                 self._at_work.add(reader)
                 reader.follow(self._store.catalogue)
@@ -158,6 +167,12 @@ class Pool:
         if not self._sweeping:
             self._sweeping = True
             loop.call_later(SWEEP_S, self._sweep, loop)
+
+    def _abandon(self, gone: threading.Event) -> None:
+        """Nobody waits any more for the statement with that event: end it if it runs, and do not begin it."""
+        gone.set()
+        for reader in list(self._at_work):
+            reader.stop_if_late()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         for reader in list(self._at_work):

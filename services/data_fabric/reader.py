@@ -86,7 +86,7 @@ class Reader:
         self._limits = limits
         self._files = files
         self._deadline_s = 0.0
-        self._cancelled = False
+        self._gone = threading.Event()
         self._running = False
         self._lock = threading.Lock()
         self._status: dict[str, int] = {}
@@ -142,13 +142,8 @@ class Reader:
             self.connection.authorizer = may_read
         self.generation = catalogue.generation
 
-    def cancel(self) -> None:
-        """End the statement that runs, from another thread."""
-        self._cancelled = True
-        self.stop_if_late()
-
     def stop_if_late(self) -> None:
-        """Interrupt the statement that runs if its time is over; from another thread.
+        """Interrupt the statement that runs if its time is over or nobody waits for it; from another thread.
 
         SQLite sees this once per row it visits, where the progress handler counts
         steps, of which one may take long.
@@ -157,14 +152,16 @@ class Reader:
             if self._running and self._out_of_time():
                 self.connection.interrupt()
 
-    def run(self, query: Query, measured: Callable[[Sample], None]) -> Generator[Batch, None, None]:
+    def run(
+        self, query: Query, measured: Callable[[Sample], None], gone: threading.Event | None = None
+    ) -> Generator[Batch, None, None]:
         """Run the statement; yield its rows. measured is told once it has ended well.
 
-        Raises RefusedError, or CancelledError after cancel().
+        Raises RefusedError, or CancelledError once gone is set.
         """
         self._status = {}
         with self._lock:
-            self._cancelled = False
+            self._gone = gone or threading.Event()
             self._deadline_s = time.monotonic() + query.timeout_s
             self._running = True
         begun = 0
@@ -248,7 +245,7 @@ class Reader:
         self._status = event["stmt_status"]  # a virtual table's own statements end before the one around them
 
     def _out_of_time(self) -> bool:
-        return self._cancelled or time.monotonic() > self._deadline_s
+        return self._gone.is_set() or time.monotonic() > self._deadline_s
 
     def _refusal(self, error: Exception, query: Query) -> Exception:
         said = str(error)
@@ -256,7 +253,7 @@ class Reader:
             case apsw.FullError() | apsw.IOError() if is_full(error, self.connection):
                 return RefusedError(507, "cannot run this: no space left for SQLite's temporary files", value=query.sql)
             case apsw.InterruptError():
-                if self._cancelled:
+                if self._gone.is_set():
                     return CancelledError("the client is gone")
                 return RefusedError(
                     422,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Send
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, chunks, read_json, whole_number
-from services.data_fabric import answers
+from services.data_fabric import answers, convert
 from services.data_fabric.api import (
     AttachRequest,
     InsertAnswer,
@@ -32,16 +32,16 @@ from services.data_fabric.api import (
 )
 from services.data_fabric.catalogue import Source
 from services.data_fabric.encode import MEDIA_TYPES, Format, choose
+from services.data_fabric.feed import Feed
+from services.data_fabric.infer import Value
 from services.data_fabric.limits import Limits
-from services.data_fabric.pool import Pool
+from services.data_fabric.pool import Encode, Join, Pool
 from services.data_fabric.reader import CancelledError
 from services.data_fabric.store import Store
 from services.disk import is_full, no_room
 
 log = logging.getLogger(__name__)
 
-INLINE_BYTES = 64 * 1024
-"""A body up to this is decoded on the event loop, in well under a millisecond."""
 SPOOL_BYTES = 1024 * 1024
 KINDS = {
     "text/csv": "csv",
@@ -49,9 +49,12 @@ KINDS = {
     "application/x-ndjson": "ndjson",
     "application/ndjson": "ndjson",
     "application/jsonl": "ndjson",
+    "application/geo+json": "geojson",
+    "application/vnd.apache.parquet": "parquet",
     "application/json": "sqlite",
 }
-Body = TypeVar("Body")
+UPLOADED = {"csv", "ndjson", *convert.KINDS}
+T = TypeVar("T")
 
 
 class Fabric:
@@ -61,6 +64,7 @@ class Fabric:
         self.store = store
         self.limits = store.limits
         self.pool = Pool(store)
+        self.feed = Feed(store)
         self._uploads = 0
 
     # -- SQL ------------------------------------------------------------------------------------------
@@ -70,15 +74,27 @@ class Fabric:
         asked = await read_json(request, SqlRequest, self.limits.sql_body_bytes, self.limits.body_s)
         form = choose(request.query_params.get("format"), request.headers.get("accept"))
         query = answers.query(asked, form, self.limits)
-        if form is Format.JSON:
-            return Response(
-                await self.pool.run(query, answers.json_batch, answers.json_join(query, self.limits)),
-                media_type=MEDIA_TYPES[form],
-            )
+        match form:
+            case Format.JSON:
+                encode: Encode = answers.json_batch
+                join: Join = answers.json_join(query, self.limits)
+            case Format.GEOJSON:
+                features = answers.Features(request.query_params)
+                encode, join = features.encode, features.join
+            case Format.NODE_LINK:
+                edges = answers.Edges(request.query_params)
+                encode, join = edges.encode, edges.join
+        if form not in answers.STREAMED:
+            body = await unless_gone(request, self.pool.run(query, encode, join))
+            if form is Format.NODE_LINK:
+                body = await self._graph(request, edges)
+            return Response(body, media_type=MEDIA_TYPES[form])
         batches = self.pool.stream(
             query, answers.stream_batch(form, explicit=asked.limit is not None, limit=query.rows)
         )
-        first = await anext(batches)  # what is wrong with the statement shows before the status line is sent
+        first = await unless_gone(
+            request, anext(batches)
+        )  # what is wrong with the statement shows before the status line is sent
 
         async def all_chunks() -> AsyncIterator[bytes]:
             try:
@@ -96,10 +112,21 @@ class Fabric:
         limit = whole_number(request, "limit", default=100, low=1, high=self.limits.page_rows_max)
         after = whole_number(request, "after", default=0, low=-(2**63), high=2**63 - 1)
         name = request.path_params["name"]
-        page = answers.Page(self.store, name, form, limit, after)
-        body = await self.pool.run(page.query, page.encode, page.join)
+        page = answers.Page(self.store, name, form, limit, after, request.query_params)
+        body = await unless_gone(request, self.pool.run(page.query, page.encode, page.join))
+        if form is Format.NODE_LINK:
+            body = await self._graph(request, page.edges)
         headers = {"link": f'<{page.next}>; rel="next"'} if page.next else {}
         return Response(body, media_type=MEDIA_TYPES[form], headers=headers)
+
+    async def _graph(self, request: Request, edges: answers.Edges) -> bytes:
+        """The edges, with their nodes as the table ``nodes=`` describes them, if one is named."""
+        described: Mapping[Value, Mapping[str, Value]] = {}
+        if table := request.query_params.get("nodes"):
+            nodes = answers.Described(self.store, table, request.query_params.get("id", "id"), edges.nodes())
+            await unless_gone(request, self.pool.run(nodes.query, nodes.encode, nodes.join))
+            described = nodes.by_id
+        return await asyncio.to_thread(edges.graph, described)
 
     async def insert(self, request: Request) -> Response:
         """``POST /tables/NAME/rows``: answered when the rows are on disk."""
@@ -121,6 +148,16 @@ class Fabric:
         last = await asyncio.wrap_future(written)
         return answer(InsertAnswer(table=name, inserted=len(asked.rows), last_rowid=last), 201)
 
+    # -- changes --------------------------------------------------------------------------------------
+
+    async def changes(self, request: Request) -> Response:
+        """``GET /changes``: what has changed since; with wait_s, once something has."""
+        since = whole_number(request, "since", default=0, low=0, high=2**63 - 1)
+        limit = whole_number(request, "limit", default=1_000, low=1, high=self.limits.changes_max)
+        wait_s = whole_number(request, "wait_s", default=0, low=0, high=30)
+        source = request.query_params.get("source")
+        return answer(await unless_gone(request, self.feed.after(since, source, limit, float(wait_s))))
+
     # -- sources --------------------------------------------------------------------------------------
 
     async def sources(self, request: Request) -> Response:
@@ -141,7 +178,7 @@ class Fabric:
         if kind == "sqlite":
             asked = await read_json(request, AttachRequest, self.limits.sql_body_bytes, self.limits.body_s)
             made = await asyncio.to_thread(self.store.attach, name, asked.path, replace=replace)
-        elif kind in {"csv", "ndjson"}:
+        elif kind in UPLOADED:
             self.store.check_free(name, replace)  # before the body is read
             made = await self._load(request, name, kind, replace)
         else:
@@ -150,7 +187,7 @@ class Fabric:
                 "cannot tell what this source is",
                 value=request.headers.get("content-type"),
                 limit=", ".join(KINDS),
-                next="set Content-Type, or ?kind=csv, ndjson or sqlite",
+                next=f"set Content-Type, or ?kind=sqlite, {', '.join(sorted(UPLOADED))}",
             )
         return answer(await self._described(made), 201)
 
@@ -208,7 +245,9 @@ class Fabric:
             "statements_total": store.workload.calls,
             "statements_running": self.pool.running(),
             "statements_refused_total": self.pool.refused,
+            "statements_cancelled_total": self.pool.cancelled,
             "streams_broken_total": self.pool.broken_streams,
+            "changes_listeners": self.feed.listeners,
             "rows_written_total": store.workload.rows_written,
             "commits_total": writer.commits if writer else 0,
             "writes_waiting": writer.waiting() if writer else 0,
@@ -229,10 +268,12 @@ def make_app(
 
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:
+        fabric.feed.listen()
         await asyncio.to_thread(fabric.store.open)
         try:
             yield
         finally:
+            fabric.feed.end()
             await asyncio.to_thread(fabric.pool.close)
             await asyncio.to_thread(fabric.store.close)
 
@@ -253,6 +294,8 @@ def make_app(
             *route("/sql", post=fabric.sql),
             *route("/sources", get=fabric.sources),
             *route("/sources/{name}", get=fabric.source, post=fabric.add, put=fabric.add, delete=fabric.drop),
+            *route("/changes", get=fabric.changes),
+            WebSocketRoute("/ws/stream", fabric.feed.serve),
             *route("/tables/{name}/rows", get=fabric.rows, post=fabric.insert),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -260,6 +303,24 @@ def make_app(
     app.state.fabric = fabric
     app.state.store = fabric.store
     return app
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What the work returns; if the client goes away before, the work is cancelled. The body has been read."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 class BreakableStream(StreamingResponse):

@@ -9,27 +9,41 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import apsw
+import msgspec
 
+from bus.messages import Event
 from cdn_daemon.api import RefusedError
 from services.data_fabric import catalogue as catalogues
-from services.data_fabric import ingest
+from services.data_fabric import changes, ingest
 from services.data_fabric.candidates import IndexSpec
 from services.data_fabric.catalogue import Catalogue, Source
+from services.data_fabric.convert import DiskFullError, Part, UnusableError, convert
 from services.data_fabric.ingest import Column, Table
 from services.data_fabric.limits import Limits
 from services.data_fabric.plans import columns_sql, quoted
 from services.data_fabric.reader import Reader, attach
 from services.data_fabric.workload import Workload
+from services.disk import no_room
 from services.writer import Writer
 
 FILES_VARIABLE = "CDN_FABRIC_FILES"
+_Load: TypeAlias = "tuple[str, Table, Generator[tuple[Any, ...], None, None]]"
+"""A table to be made: its name, its columns, its rows."""
+EVENTS = "events"
+EVENTS_SCHEMA = """
+CREATE TABLE events(
+    id TEXT PRIMARY KEY NOT NULL, cause TEXT, kind TEXT NOT NULL, at_s REAL NOT NULL, instance TEXT NOT NULL,
+    text TEXT NOT NULL, facts TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_cause ON events(cause);
+"""
 ANALYSIS_ROWS = 1_000
 """Rows that ANALYZE looks at per index: enough to tell a good index from a bad one (sqlite.org/pragma.html)."""
 
@@ -46,11 +60,14 @@ class Store:
         self.limits = limits if limits is not None else Limits()
         self.files = files if files is not None else Path(os.environ.get(FILES_VARIABLE) or directory / "files")
         """Only what lies below it can be attached."""
+        self.committed: Callable[[], None] = lambda: None
+        """Called on the writer's thread after each commit; to be set before open()."""
         self.workload = Workload()
         self.catalogue = Catalogue()
         self.rows: dict[str, int] = {}
         self._writer: Writer | None = None
         self._opening = threading.Lock()
+        self._changes: changes.Log | None = None
         self._watcher: apsw.Connection | None = None
         self._version = 0
         """SQLite's data_version as of the last look."""
@@ -82,11 +99,13 @@ class Store:
             for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("analysis_limit", ANALYSIS_ROWS)):
                 connection.pragma(pragma, value)
             connection.execute(catalogues.SCHEMA)
+            connection.execute(changes.SCHEMA)
             self.catalogue = catalogues.read(connection, 1)
             self.rows = {name: catalogues.row_count(connection, name) for name in self.catalogue.tables}
             self._signature = catalogues.signature(connection)
+            self._changes = changes.Log(self.path)
             self._watcher = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
-            self._writer = Writer(connection, waiting=self.limits.writes_waiting)
+            self._writer = Writer(connection, waiting=self.limits.writes_waiting, committed=self.committed)
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close the database."""
@@ -97,6 +116,9 @@ class Store:
             watcher, self._watcher = self._watcher, None
             if watcher is not None:
                 watcher.close()
+            changed, self._changes = self._changes, None
+            if changed is not None:
+                changed.close()
 
     def is_behind(self) -> bool:
         """Whether another process over the same database has changed what there is. Quick; on one thread only."""
@@ -125,6 +147,12 @@ class Store:
             raise RefusedError(503, "cannot write: the store is not open", next="try again")
         return self._writer
 
+    def changes(self) -> changes.Log:
+        """The changes so far; raises RefusedError while the store is not open."""
+        if self._changes is None:
+            raise RefusedError(503, "cannot tell of changes: the store is not open", next="try again")
+        return self._changes
+
     def reader(self) -> Reader:
         """A new read-only connection."""
         return Reader(self.path, self.limits, self.files)
@@ -142,29 +170,57 @@ class Store:
     # -- sources ------------------------------------------------------------------------------------------
 
     def load(self, name: str, kind: str, path: Path, *, replace: bool) -> Source:
-        """Make a table of a CSV or NDJSON file: all of it, or nothing. Raises RefusedError."""
+        """Make a table of a file, or two of a graph: all of it, or nothing. Raises RefusedError."""
         self.check_free(name, replace)
-        if kind == "csv":
-            table = ingest.check_csv(path, self.limits)
-            rows: Generator[tuple[Any, ...], None, None] = ingest.read_csv(path, table, self.limits)
-        else:
-            table = ingest.check_ndjson(path, self.limits)
-            rows = ingest.read_ndjson(path, table, self.limits)
-        source = Source(name=name, kind=kind, created_s=time.time())
+        with ExitStack() as opened:
+            loads = self._tables(name, kind, path, opened)
+            for each, _, _ in loads:
+                self.check_free(each, replace)
+            sources = [Source(name=each, kind=kind, created_s=time.time()) for each, _, _ in loads]
 
-        def write(connection: apsw.Connection) -> None:
-            self.check_free(name, replace)
-            if replace:
-                self._forget(connection, name)
-            _create(connection, name, table)
-            places = ", ".join("?" * len(table.columns))
-            connection.executemany(f"INSERT INTO {quoted(name)} VALUES ({places})", rows)
-            self._remember(connection, source)
+            def write(connection: apsw.Connection) -> None:
+                for source, (each, table, rows) in zip(sources, loads, strict=True):
+                    self.check_free(each, replace)
+                    if replace:
+                        self._forget(connection, each)
+                    _create(connection, each, table)
+                    places = ", ".join("?" * len(table.columns))
+                    connection.executemany(f"INSERT INTO {quoted(each)} VALUES ({places})", rows)
+                    self._remember(connection, source)
+                    rows_of = (1, table.rows) if table.rows else (None, None)
+                    changes.note(connection, each, "loaded", *rows_of)
 
-        with closing(rows):  # else a failure keeps the file open, and a full disk full
             self.writer.submit(write).result()
         self._refresh()
-        return source
+        return sources[0]
+
+    def _tables(self, name: str, kind: str, path: Path, opened: ExitStack) -> list[_Load]:
+        """What the file becomes; opened closes and removes what that takes."""
+        rows: Generator[tuple[Any, ...], None, None]
+        if kind == "csv":
+            table = ingest.check_csv(path, self.limits)
+            rows = opened.enter_context(closing(ingest.read_csv(path, table, self.limits)))
+            return [(name, table, rows)]
+        if kind == "ndjson":
+            parts, unit = [Part("", str(path), ())], "line"
+        else:
+            lines, unit = path.with_suffix(".lines"), "row"
+            for made in (lines, lines.with_suffix(".nodes")):
+                opened.callback(made.unlink, missing_ok=True)
+            try:
+                parts = convert(kind, path, lines)
+            except UnusableError as error:
+                what, value = error.args
+                raise RefusedError(422, f"cannot load the file as {kind}: {what}", value=value) from error
+            except DiskFullError as error:
+                raise no_room(self.spool) from error
+        loads = []
+        for part in parts:
+            table = ingest.check_ndjson(Path(part.path), self.limits, unit, part.columns)
+            # Closed in any case: else a failure keeps the file open, and a full disk full.
+            rows = opened.enter_context(closing(ingest.read_ndjson(Path(part.path), table, self.limits)))
+            loads.append((name + part.suffix, table, rows))
+        return loads
 
     def attach(self, name: str, path: str, *, replace: bool) -> Source:
         """Have a SQLite file below the directory of files attached under the name. Raises RefusedError."""
@@ -189,6 +245,7 @@ class Store:
             if replace:
                 self._forget(connection, name)
             self._remember(connection, source)
+            changes.note(connection, name, "attached")
 
         self.writer.submit(write).result()
         self._refresh()
@@ -197,7 +254,12 @@ class Store:
     def drop(self, name: str) -> None:
         """Forget a source, and drop its table; a SQLite file itself is left alone. Raises RefusedError."""
         known = self.source(name)
-        self.writer.submit(lambda connection: self._forget(connection, known.name)).result()
+
+        def write(connection: apsw.Connection) -> None:
+            self._forget(connection, known.name)
+            changes.note(connection, known.name, "dropped")
+
+        self.writer.submit(write).result()
         self._refresh()
 
     def source(self, name: str) -> Source:
@@ -249,6 +311,8 @@ class Store:
         """
         table, columns = self.table(name)
         names = [column.name for column in columns]
+        if self.source(table).kind == EVENTS:
+            raise RefusedError(403, "cannot insert into the events: they are what the services have said", value=table)
         values = [_row(row, names, at) for at, row in enumerate(rows, 1)]
         places = ", ".join("?" * len(names))
         sql = f"INSERT INTO {quoted(table)} VALUES ({places})"
@@ -261,13 +325,49 @@ class Store:
                     raise RefusedError(422, f"cannot insert row {at}: {error}", next="none was inserted") from error
                 except apsw.SQLError as error:  # dropped or replaced, since the request was checked
                     raise RefusedError(409, f"cannot insert into this table: {error}", value=table) from error
-            return connection.last_insert_rowid()
+            last = connection.last_insert_rowid()
+            changes.note(connection, table, "inserted", last - len(values) + 1, last)
+            return last
 
         def written(last: int) -> None:
             self.rows[table] = last
             self.workload.wrote(table, len(values))
 
         return self.writer.submit(write, then=written)
+
+    def hear(self, event: Event) -> Future[bool]:
+        """Append an event to the table of events, made if there is none; the Future says whether it was made.
+
+        An event that is there already is left as it is. The Future raises RefusedError if a table that is somebody's
+        own has that name.
+        """
+        row = (
+            event.id,
+            event.cause,
+            event.kind,
+            event.time_s,
+            event.instance,
+            event.text,
+            msgspec.json.encode(event.facts).decode(),
+        )
+
+        def write(connection: apsw.Connection) -> bool:
+            kind = connection.execute("SELECT kind FROM _cdn_sources WHERE name = ?", (EVENTS,)).get
+            made = kind is None
+            if made:
+                connection.execute(EVENTS_SCHEMA)
+                self._remember(connection, Source(name=EVENTS, kind=EVENTS, created_s=time.time()))
+            elif kind != EVENTS:
+                raise RefusedError(409, "cannot keep events: there is a source of that name", value=EVENTS)
+            if connection.execute("SELECT 1 FROM events WHERE id = ?", (event.id,)).get is None:
+                connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                last = connection.last_insert_rowid()
+                connection.execute("DELETE FROM events WHERE _rowid_ <= ?", (last - self.limits.events,))
+                changes.note(connection, EVENTS, "inserted", last, last)
+                self.rows[EVENTS] = min(last, self.limits.events)
+            return made
+
+        return self.writer.submit(write, urgent=True)
 
     # -- the tuner's indexes --------------------------------------------------------------------------------
 
