@@ -18,7 +18,7 @@ def test_the_examples_run_as_they_stand(run_path: Path, tmp_path: Path) -> None:
     """In order, against a service on another port; the last of each kind shows what the text says."""
     text = (ROOT / "docs" / "data-fabric.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     with process(run_path) as (client, _):
         for block in blocks:
             script = block.replace("127.0.0.1:18100", f"127.0.0.1:{client.port}")
