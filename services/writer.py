@@ -33,12 +33,10 @@ class _Write(Struct):
 class Writer:
     """Runs functions of a connection, in order, each all or nothing, on a thread of its own."""
 
-    def __init__(
-        self, connection: apsw.Connection, *, waiting: int, committed: Callable[[], None] = lambda: None
-    ) -> None:
-        """At most ``waiting`` writes wait. ``committed`` is called on this thread after each commit that wrote."""
+    def __init__(self, connection: apsw.Connection, *, waiting: int, look: Callable[[], None] = lambda: None) -> None:
+        """At most ``waiting`` writes wait. ``look`` is called on the writer's thread before and after what commits."""
         self._connection = connection
-        self._committed = committed
+        self._look = look
         self._waiting = waiting
         self._queue: queue.Queue[_Write | None] = queue.Queue()
         self._closed = False
@@ -102,6 +100,7 @@ class Writer:
         failed: list[tuple[Future[Any], BaseException]] = []
         connection = self._connection
         try:
+            self._look()
             connection.execute("BEGIN IMMEDIATE")
             for write in group:
                 connection.execute("SAVEPOINT one")
@@ -122,7 +121,7 @@ class Writer:
             failed += [(write.done, error) for write in group if id(write.done) not in told]
             answers = []
         if answers:
-            self._committed()
+            self._look()
         for write, answer in answers:
             write.then(answer)
             write.done.set_result(answer)

@@ -24,7 +24,7 @@ from cdn_daemon.api import RefusedError
 from services.graph.api import NodeRequest, RelationshipRequest, Written
 from services.graph.limits import Limits
 from services.graph.views import rows
-from services.graph.writer import Writer
+from services.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ class Store:
             except apsw.Error as error:
                 raise StoreError(f"cannot open {self.path}: {error}") from error
             self.commits = Commits(int(newest))
-            self._writer = Writer(db, self.look, waiting=self.limits.writing)
+            self._writer = Writer(db, waiting=self.limits.writing, look=self.look)
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close the database."""
