@@ -21,6 +21,7 @@ OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
 PURE = (
     "bus/continuity.py",
     "bus/messages.py",
+    "bus/room.py",
     "bus/topics.py",
     "bus/why.py",
     "cdn_daemon/ooda.py",
