@@ -34,9 +34,13 @@ class Writer:
     """Runs functions of a connection, in order, each all or nothing, on a thread of its own."""
 
     def __init__(self, connection: apsw.Connection, *, waiting: int, look: Callable[[], None] = lambda: None) -> None:
-        """At most ``waiting`` writes wait. ``look`` is called on the writer's thread before and after what commits."""
+        """At most ``waiting`` writes wait.
+
+        On the writer's thread ``look`` is called before a group of writes, and ``committed`` once one of them is on disk.
+        """
         self._connection = connection
         self._look = look
+        self._committed = committed
         self._waiting = waiting
         self._queue: queue.Queue[_Write | None] = queue.Queue()
         self._closed = False
@@ -121,7 +125,7 @@ class Writer:
             failed += [(write.done, error) for write in group if id(write.done) not in told]
             answers = []
         if answers:
-            self._look()
+            self._committed()
         for write, answer in answers:
             write.then(answer)
             write.done.set_result(answer)

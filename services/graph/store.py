@@ -314,7 +314,7 @@ class Store:
             except apsw.Error as error:
                 raise StoreError(f"cannot open {self.path}: {error}") from error
             self.commits = Commits(int(newest))
-            self._writer = Writer(db, waiting=self.limits.writing, look=self.look)
+            self._writer = Writer(db, waiting=self.limits.writing, look=self.look, committed=self.look)
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close the database."""
