@@ -33,10 +33,17 @@ class _Write(Struct):
 class Writer:
     """Runs functions of a connection, in order, each all or nothing, on a thread of its own."""
 
-    def __init__(self, connection: apsw.Connection, *, waiting: int, look: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        *,
+        waiting: int,
+        look: Callable[[], None] = lambda: None,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
         """At most ``waiting`` writes wait.
 
-        On the writer's thread ``look`` is called before a group of writes, and ``committed`` once one of them is on disk.
+        On the writer's thread ``look`` is called before a group of writes, ``committed`` once one of them is on disk.
         """
         self._connection = connection
         self._look = look
