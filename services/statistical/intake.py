@@ -42,6 +42,8 @@ SO_DETACH_FILTER = 27
 SO_RCVBUFFORCE = 33
 _RANDOM = 0xFFFFF000 + 56
 """SKF_AD_OFF + SKF_AD_RANDOM of linux/filter.h: a load from there is a random number."""
+_HTTP = (b" HTTP/1.1", b" HTTP/1.0")
+"""The end of a first line by which a web page would have its browser post samples here; nobody is to fold them."""
 
 
 class Intake:
@@ -70,6 +72,8 @@ class Intake:
         self.queue_bytes = 0
         self.buffer_bytes = 1
         self._buffers: dict[socket.socket, bytearray] = {}
+        self._unheard: set[socket.socket] = set()
+        """Connections of which no line has been read yet."""
 
     # -- from other threads -----------------------------------------------------------------------------
 
@@ -249,6 +253,7 @@ class Intake:
                 return
             connection.setblocking(False)
             self._buffers[connection] = bytearray()
+            self._unheard.add(connection)
             self._selector.register(connection, selectors.EVENT_READ)
 
     def _read(self, connection: socket.socket) -> bool:
@@ -264,6 +269,13 @@ class Intake:
         lines, _, rest = buffer.rpartition(b"\n")
         if not chunk:
             lines, rest = buffer, bytearray()
+        if lines and connection in self._unheard:
+            self._unheard.discard(connection)
+            if lines.partition(b"\n")[0].rstrip().endswith(_HTTP):
+                with self._store.lock:
+                    self._store.garbage["line"] += 1
+                self._forget(connection)
+                return False
         if lines:
             self._fold([bytes(lines)], 1.0)
         if len(rest) > LINE_BYTES:
@@ -279,6 +291,7 @@ class Intake:
         assert self._selector is not None
         self._selector.unregister(connection)
         del self._buffers[connection]
+        self._unheard.discard(connection)
         connection.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,22 @@ def test_questions_while_samples_come_in(tmp_path: Path) -> None:
         for n in range(1, 60):
             assert client.lines("hits:1|c").status == 200
             assert Client(client.port).total("hits") == n
+
+
+def test_a_web_page_cannot_post_samples_to_the_statsd_port(tmp_path: Path) -> None:
+    """A browser would send them as the body of a request, by TCP: nothing of such a connection counts."""
+    body = b"evil:1|c\n"
+    head = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving(tmp_path) as (client, statistical):
+        for parts in ((head + body,), (head[:20], head[20:], body)):
+            with socket.create_connection(("127.0.0.1", client.statsd_port), timeout=30) as page:
+                for part in parts:
+                    with suppress(OSError):  # it has been closed already
+                        page.sendall(part)
+                with suppress(ConnectionResetError):
+                    assert page.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", client.statsd_port), timeout=30) as honest:
+            honest.sendall(b"good:1|c\n")
+            until(lambda: client.total("good") == 1)
+        assert client.total("evil") == 0
+        assert statistical.metrics()['statsd_garbage_total{cause="line"}'] == 2
