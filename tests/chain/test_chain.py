@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 
 from services.statistical.changes import HISTORY_MIN
-from tests.support import BIN, Supervisord, free_port, is_running, short_dir, until
+from tests.support import BIN, ROOT, Supervisord, free_port, is_running, short_dir, until
 
 LISTED, OTHER = "127.0.0.66", "127.0.0.67"
 """Clients of the gateway; on Linux the whole of 127.0.0.0/8 is this host."""
@@ -247,3 +248,23 @@ def test_from_a_change_point_to_a_refused_client(fleet: Fleet, followed: Path) -
         return [line for line in lines if not re.search(line, text)]
 
     until(lambda: not unseen(), what="cdnctl events -f shows it all")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the commands are curl's")
+def test_the_story_for_operators(fleet: Fleet) -> None:
+    """docs/containment.md: its commands, in order, lead from a list to a refusal and back."""
+    text = (ROOT / "docs" / "containment.md").read_text(encoding="utf-8")
+    script = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    for name, port in ((INTEL, 18110), (REACTION, 18201), (GATEWAY, 18600)):
+        assert f"127.0.0.1:{port}" in script
+        script = script.replace(f"127.0.0.1:{port}", f"127.0.0.1:{fleet.port(name)}")
+    script = script.replace("run/$1", f"{fleet.path}/$1")
+    env = {**fleet.supervisord.env, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-e", "-c", script], cwd=fleet.path, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"network":"203.0.113.7/32","action":"deny"' in done.stdout
+    assert "203.0.113.7/32 is refused until" in done.stdout
+    assert '"state":"rolled_back"' in done.stdout
+    assert fleet.ask(REACTION, "GET", "/bans")["bans"] == []
