@@ -180,7 +180,7 @@ def can_be_written() -> str | None:
     return desk.broken or None
 
 
-@service.check(every_s=5, timeout_s=1, fails_after=None)
+@service.check(every_s=1, timeout_s=1, fails_after=None)
 def gateways_obey() -> str | None:
     """Degraded while there are bans that a gateway does not carry out."""
     return "; ".join(gateways.failing()) or None if desk.bans else None
