@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from pathlib import Path
 
 import apsw
 
 from cdn_daemon.api import RefusedError
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The device, the user's quota, or the limit of a file's size (RLIMIT_FSIZE)."""
+from services.sqlite import FULL
 
 
 def is_full(error: BaseException, connection: apsw.Connection | None = None) -> bool:

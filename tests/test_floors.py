@@ -15,8 +15,8 @@ ALLOWED = {
     "cdn_daemon": {"bus", "cdn_daemon"},
     "cli": {"bus", "cli"},
 }
-COMMON_ROOM = {"services.disk", "services.writer"}
-"""Of the services that keep a database; the framework has none."""
+COMMON_ROOM = {"services.disk", "services.sqlite", "services.stream", "services.writer"}
+"""What several services need and the framework does not: databases, streams."""
 OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
 PURE = (
     "bus/continuity.py",

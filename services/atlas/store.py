@@ -29,6 +29,7 @@ from bus.postmortems import Filed
 from services.atlas import samples
 from services.atlas.queries import BUCKET_S, CAUSE, QUARTER_S, SPILL_S, Life, Queries
 from services.atlas.samples import Row
+from services.sqlite import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -246,8 +247,8 @@ class Store:
             batch.last_heard,
         )
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._connection)
 
     def _write_chunks(self, chunks: Iterable[tuple[str, list[Row]]]) -> None:
         rows = []
@@ -385,24 +386,6 @@ class _Newer(Exception):
     def __init__(self, version: int) -> None:
         super().__init__(version)
         self.version = version
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE to COMMIT, or to ROLLBACK on an error, even one of COMMIT's own."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
 
 
 def _squeezed(report: PostMortem) -> bytes:

@@ -6,9 +6,7 @@ have connections of their own.
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from cdn_daemon.api import RefusedError
 from services.monitoring.exposition import Labels
+from services.sqlite import Transaction
 
 _VERSION = 1
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SPAN_MS = 3_600_000
 """No chunk is longer, so that those of a stretch are found by where they begin."""
 _TABLES = """
@@ -154,8 +151,8 @@ class Disk:
         with self._transaction() as db:
             db.executemany("DELETE FROM series WHERE id = ?", ((id,) for id in series))
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._db)
 
 
 class Change(NamedTuple):
@@ -164,31 +161,6 @@ class Change(NamedTuple):
     kind: str
     name: str
     content: bytes | None
-
-
-class _Transaction:
-    """All of it, or nothing."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._db.execute("BEGIN IMMEDIATE")
-        return self._db
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                self._undo()
-                raise
-        else:
-            self._undo()
-
-    def _undo(self) -> None:
-        if self._db.in_transaction:  # a full disk may have ended it already
-            self._db.execute("ROLLBACK")
 
 
 class Reader:
@@ -208,13 +180,3 @@ class Reader:
     def close(self) -> None:
         """End it."""
         self._db.close()
-
-
-def refusal(directory: Path, error: Exception) -> RefusedError:
-    """What the sender is told of what could not be written; 507 is Insufficient Storage, RFC 4918."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # A quota, or a limit on the size of a file, SQLite knows as an I/O error only.
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or (isinstance(error, OSError) and error.errno in FULL):
-        free = f"{shutil.disk_usage(directory).free} bytes free"
-        return RefusedError(507, f"cannot store this: {error}", value=directory, limit=free, next="make room there")
-    return RefusedError(503, f"cannot store this: {error}", value=directory, next="see the log, then try again")

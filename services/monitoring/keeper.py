@@ -18,11 +18,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from cdn_daemon.api import RefusedError
-from services.monitoring import disk
 from services.monitoring.disk import SPAN_MS, Change, Chunk, Disk
 from services.monitoring.limits import Limits
 from services.monitoring.samples import Columns, packed
 from services.monitoring.store import Batch, Series, Store
+from services.sqlite import refusal
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Keeper:
             self._failed(error)
             self._shorten()
             for _, done in orders:
-                done.set_exception(disk.refusal(self.path.parent, error))
+                done.set_exception(refusal(self.path.parent, error))
             return
         self.flush_s = time.monotonic() - began_s
         for _, done in orders:

@@ -6,16 +6,14 @@ have connections of their own.
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from cdn_daemon.api import RefusedError
+from services.sqlite import Transaction
 from services.statistical import aggregates
 from services.statistical.aggregates import Aggregate
 from services.statistical.statsd import Kind
@@ -23,7 +21,6 @@ from services.statistical.windows import KEPT, WIDTHS, Stretch
 
 _VERSION = 1
 BREATH = 8
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS series (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (kind, name));
 CREATE TABLE IF NOT EXISTS slots (
@@ -175,33 +172,8 @@ class Disk:
             db.executemany("INSERT INTO changes (content) VALUES (?)", ((content,) for content in contents))
             db.execute("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?", (kept,))
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
-
-
-class _Transaction:
-    """All of it, or nothing."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._db.execute("BEGIN IMMEDIATE")
-        return self._db
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                self._undo()
-                raise
-        else:
-            self._undo()
-
-    def _undo(self) -> None:
-        if self._db.in_transaction:  # a full disk may have ended it already
-            self._db.execute("ROLLBACK")
+    def _transaction(self) -> Transaction:
+        return Transaction(self._db)
 
 
 class Reader:
@@ -226,19 +198,3 @@ class Reader:
     def close(self) -> None:
         """End it."""
         self._db.close()
-
-
-def refusal(directory: Path, error: Exception) -> RefusedError:
-    """What the sender of a batch is told that could not be written; 507 is Insufficient Storage, RFC 4918."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # A quota, or a limit on the size of a file, SQLite knows as an I/O error only.
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or (isinstance(error, OSError) and error.errno in FULL):
-        free = f"{shutil.disk_usage(directory).free} bytes free"
-        return RefusedError(
-            507,
-            f"cannot store this: {error}",
-            value=directory,
-            limit=free,
-            next="make room there, then try again",
-        )
-    return RefusedError(503, f"cannot store this: {error}", value=directory, next="see the log, then try again")

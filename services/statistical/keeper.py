@@ -20,7 +20,8 @@ import msgspec
 from msgspec import Struct
 
 from cdn_daemon.api import RefusedError
-from services.statistical import aggregates, disk
+from services.sqlite import refusal
+from services.statistical import aggregates
 from services.statistical.aggregates import AnyState
 from services.statistical.changes import Change
 from services.statistical.disk import Disk, Row
@@ -229,7 +230,7 @@ class Keeper:
                 )
         except (OSError, sqlite3.Error) as error:
             for one in group:
-                one.done.set_exception(disk.refusal(self.path.parent, error))
+                one.done.set_exception(refusal(self.path.parent, error))
             return
         if fresh:
             with self._store.lock:
