@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -11,6 +11,8 @@ from msgspec import Raw, Struct
 from cdn_daemon.api import RefusedError, decode
 from services.graph.api import NodeRequest, RelationshipRequest
 from services.graph.limits import Limits
+
+T = TypeVar("T")
 
 EXAMPLES = 10
 REFERENCES = {"sighting_of_ref": "sighting-of", "where_sighted_refs": "sighted-at", "observed_data_refs": "observed"}
@@ -118,26 +120,24 @@ def _attack_id(one: dict[str, Any]) -> str | None:
 
 
 def read_node_link(body: bytes, limits: Limits) -> Brought:
-    """What GET /export wrote, or any other: what is not labels and properties becomes a property."""
+    """What GET /export wrote, or any other: what is not labels and properties becomes a property.
+
+    Labels and properties may be JSON in a text, as tables have them.
+    """
     given = decode(body, NodeLink)
     brought = Brought()
     for one in given.nodes:
         id = _text(one.pop("id", None))
-        labels, properties = one.pop("labels", None), one.pop("properties", None)
+        labels, properties = _taken(one, "labels", list[str]), _taken(one, "properties", dict[str, Any])
         if not 0 < len(id) <= limits.id_chars or not id.isprintable():
             brought.skip(id, "its id cannot be used")
             continue
-        is_ours = isinstance(labels, list) and all(isinstance(label, str) and label for label in labels)
         brought.nodes.append(
-            NodeRequest(
-                id=id,
-                labels=labels if is_ours and labels is not None else [],
-                properties=(properties if isinstance(properties, dict) else {}) | one,
-            )
+            NodeRequest(id=id, labels=[label for label in labels or () if label], properties=(properties or {}) | one)
         )
     for one in given.edges or given.links:
         source, target = _text(one.pop("source", None)), _text(one.pop("target", None))
-        key, type, properties = one.pop("key", None), one.pop("type", None), one.pop("properties", None)
+        key, type, properties = one.pop("key", None), one.pop("type", None), _taken(one, "properties", dict[str, Any])
         if not source or not target or len(source) > limits.id_chars or len(target) > limits.id_chars:
             brought.skip(f"{source} → {target}", "it lacks source or target")
             continue
@@ -150,10 +150,22 @@ def read_node_link(body: bytes, limits: Limits) -> Brought:
                 source=source,
                 target=target,
                 type=type,
-                properties=(properties if isinstance(properties, dict) else {}) | one,
+                properties=(properties or {}) | one,
             )
         )
     return brought
+
+
+def _taken(one: dict[str, Any], name: str, wanted: type[T]) -> T | None:
+    """Out of a node or an edge, if it is such a value; else it stays there, and is a property."""
+    value = one.pop(name, None)
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=wanted) if isinstance(value, str) else msgspec.convert(value, wanted)
+    except (msgspec.MsgspecError, RecursionError):
+        one[name] = value
+        return None
 
 
 def _text(id: Any) -> str:

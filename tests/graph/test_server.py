@@ -346,6 +346,17 @@ def test_export_is_what_networkx_reads(tmp_path: Path) -> None:
         done = other.call("POST", "/import?format=node-link", plain).json
         assert (done["created"], done["skipped"]) == (7, 0)
         assert other.paths("0", "3") == [["0", "1", "2", "3"]]
+        odd = {
+            "nodes": [
+                {"id": "as text", "labels": '["a"]', "properties": '{"b": 1}'},
+                {"id": "others", "labels": "red", "properties": 7},
+            ],
+            "edges": [{"source": "as text", "target": "others", "key": None, "properties": '{"c": 2}'}],
+        }
+        assert other.call("POST", "/import?format=node-link", odd).json["created"] == 3
+        kept = {one["id"]: one for one in other.call("GET", "/export").json["nodes"]}
+        assert (kept["as text"]["labels"], kept["as text"]["properties"]) == (["a"], {"b": 1})
+        assert (kept["others"]["labels"], kept["others"]["properties"]) == ([], {"labels": "red", "properties": 7})
 
 
 def test_a_stix_bundle(tmp_path: Path) -> None:
