@@ -46,21 +46,27 @@ def command(ctx: click.Context, timeout_s: float, output: Output) -> int:
       cdnctl down --timeout 10s || cdnctl status
     """
     run_dir = run_dir_of(ctx)
+    ended = end_fleet(run_dir, timeout_s)
+    if output.format is Format.JSON:
+        write(document({"ended": ended}))
+    elif output.is_machine:
+        write([json_line({"name": name}) if output.format is Format.JSONL else name for name in ended])
+    elif not ended:
+        say(f"already down: no fleet runs in {run_dir.path}")
+    else:
+        say(f"down: {_counted(len(ended))} ended in {run_dir.path}")
+    return Exit.OK
+
+
+def end_fleet(run_dir: RunDir, timeout_s: float) -> list[str]:
+    """End supervisord and everything else of the run directory; the names of what has ended. Raises Problem."""
     deadline_s = time.monotonic() + timeout_s
     ended: list[str] = []
     with alone(run_dir, deadline_s, "end the fleet", Exit.TIMED_OUT):
         if found := _shut_down(run_dir):
             wait(found, deadline_s, timeout_s, ended)
         _end_what_is_left(run_dir, deadline_s, timeout_s, ended)
-        if output.format is Format.JSON:
-            write(document({"ended": ended}))
-        elif output.is_machine:
-            write([json_line({"name": name}) if output.format is Format.JSONL else name for name in ended])
-        elif not ended:
-            say(f"already down: no fleet runs in {run_dir.path}")
-        else:
-            say(f"down: {_counted(len(ended))} ended in {run_dir.path}")
-    return Exit.OK
+    return ended
 
 
 def _shut_down(run_dir: RunDir) -> dict[str, int]:
