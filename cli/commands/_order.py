@@ -66,7 +66,12 @@ def order_options(timeout: str = "30s") -> Callable[[Function], Function]:
             ),
             timeout_option(timeout),
             click.option("-y", "--yes", is_flag=True, help="Do not ask about --all."),
-            click.option("--all", "everything", is_flag=True, help="Every service; asks first, on a terminal."),
+            click.option(
+                "--all",
+                "everything",
+                is_flag=True,
+                help="Every service; asks first on a terminal, and wants --yes elsewhere.",
+            ),
             names_argument(required=False),
         ):
             function = option(function)

@@ -23,6 +23,7 @@ from cli.context import (
 )
 from cli.exits import Exit, Problem
 from cli.progress import Mark, Progress
+from cli.readiness import SETTLE_S
 from cli.rendering import Format, Output, Screen, clean, paint
 from cli.selection import is_healthy, is_ready, is_stopped, place_of, select
 from cli.view import Watch, see
@@ -30,6 +31,9 @@ from cli.view import Watch, see
 _LOOK_S = 0.1
 _FORMATS = (Format.TABLE, Format.JSON, Format.JSONL, Format.NAME)
 _GOALS: dict[str, Callable[[ServiceView], bool]] = {"ready": is_ready, "healthy": is_healthy, "stopped": is_stopped}
+
+_ENDED = {ProcessState.EXITED, ProcessState.FATAL}
+"""Not started again by itself, if it stays so for over a lap of supervisord."""
 
 _WORDS = {
     ProcessState.RUNNING: "active",
@@ -59,7 +63,10 @@ def wait_command(ctx: click.Context, names: tuple[str, ...], goal: str, timeout_
     it runs. Healthy is ready, and nothing speaks against it. Stopped is what has no process and gets none by
     itself. A name that nobody knows yet is waited for, too.
 
-    Exit code: 0 all are, 124 one was not when the time was over, 4 the state cannot be obtained.
+    What has ended and is not started again (EXITED, FATAL) does not become ready: that ends the waiting at once.
+
+    Exit code: 0 all are, 3 one has ended instead, 124 one was not when the time was over, 4 the state cannot be
+    obtained.
 
     \b
     Examples:
@@ -71,26 +78,35 @@ def wait_command(ctx: click.Context, names: tuple[str, ...], goal: str, timeout_
     watch = Watch(run_dir_of(ctx), f"wait for {', '.join(names)}")
     began_s = time.monotonic()
     late: list[str] = []
+    over: list[str] = []
+    ended_s: dict[str, float] = {}
     try:
         with Progress(f"waiting until {goal}", names) as show:
             while True:
                 chosen = select(watch.look(), names)
                 took_s = time.monotonic() - began_s
                 known = {name for name, _ in reached}
-                late = [*chosen.unknown]
+                late, over = [*chosen.unknown], []
                 for view in chosen.services:
                     there = _GOALS[goal](view)
                     show.show(view.instance, view.state.lower(), Mark.DONE if there else Mark.WAITING)
+                    if view.state not in _ENDED:
+                        ended_s.pop(view.instance, None)
                     if not there:
                         late.append(_as_it_is(view))
+                        if view.state in _ENDED and took_s - ended_s.setdefault(view.instance, took_s) >= SETTLE_S:
+                            over.append(_as_it_is(view))
                     elif view.instance not in known:
                         reached.append((view.instance, took_s))
-                if not late or took_s > timeout_s:
+                if not late or over or took_s > timeout_s:
                     break
                 show.tick()
                 time.sleep(_LOOK_S)
     finally:
         write(_waited(goal, reached, output, stdout_screen()))
+    if over:
+        say(f"cannot become {goal} by waiting: {', '.join(over)}; see cdnctl why, or start it: cdnctl start")
+        return Exit.NOT_WELL
     if late:
         say(f"not {goal} within {timeout_s:g} s: {', '.join(late)}")
     return Exit.TIMED_OUT if late else Exit.OK

@@ -74,6 +74,7 @@ TABLE: list[tuple[str, int]] = [
     ("logs nope", 4),
     ("wait good --timeout 10s", 0),
     ("wait down --timeout 50ms", 124),
+    ("wait good given-up --timeout 60s", 3),
     ("is-active good ill", 0),
     ("is-active good down", 3),
     ("is-active nope", 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from bus.endpoints import RunDir
 from bus.messages import OrderOutcome, OrderRequest, OutcomeKind, ProcessState, Verb
 from cli.atlas import NO_DETAILS, Details
+from cli.commands import questions
 from cli.exits import Exit
+from cli.main import main
 from tests.cli.fake_atlas import FakeAtlas, Replies
 from tests.cli.support import CDNCTL, cdnctl, outcomes_of, plain, services_of, view
 from tests.cli.test_terminal import terminal
@@ -168,6 +171,35 @@ def test_wait_is_over_when_it_is_so(run_dir: RunDir) -> None:
     assert {found["name"] for found in json.loads(shown)["waited"]} == {"web", "atlas"}
     assert stopped.returncode == Exit.TIMED_OUT
     assert (gone.returncode, gone.stdout) == (Exit.OK, "web\n")
+
+
+ENDED = plain("web", state=ProcessState.EXITED, pid=None, reason="ended on purpose")
+
+
+@pytest.mark.parametrize("goal", ["ready", "healthy"])
+def test_what_has_ended_is_not_waited_for(run_dir: RunDir, goal: str) -> None:
+    """Once it has stayed so for longer than a supervisord takes to start it again."""
+    with FakeAtlas(run_dir, [ATLAS, ENDED]):
+        hopeless = cdnctl(run_dir.path, "wait", "web", "atlas", "--for", goal, "--timeout", "90s", "--json")
+    assert hopeless.returncode == Exit.NOT_WELL
+    assert [found["name"] for found in json.loads(hopeless.stdout)["waited"]] == ["atlas"]
+    assert f"cannot become {goal} by waiting: web is EXITED (ended on purpose); see cdnctl why" in hopeless.stderr
+
+
+def test_what_is_started_again_is_waited_for(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its end and its next start it is EXITED, too."""
+    monkeypatch.setattr(questions, "SETTLE_S", 3600.0)  # however slow this machine is
+    monkeypatch.setenv("CDN_RUN_DIR", str(run_dir.path))
+    with FakeAtlas(run_dir, [ATLAS, ENDED]) as atlas:
+
+        def start_again() -> None:
+            until(lambda: len(atlas.requests) > 2, what="it has seen that it ended")
+            atlas.services = (ATLAS, view("web"))
+
+        again = threading.Thread(target=start_again)
+        again.start()
+        assert main(["wait", "web", "--timeout", "90s"]) == Exit.OK
+        again.join()
 
 
 def subprocess_of(run_dir: RunDir, *arguments: str) -> subprocess.Popen[str]:
