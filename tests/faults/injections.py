@@ -141,9 +141,9 @@ def leak(victim: Victim, *, mb: int = 5, every_s: float = 0.1, times: int = 400)
     _does(f"leak?mb={mb}&every={every_s}&times={times}")(victim)
 
 
-def burst(victim: Victim, *, mb: int = 1024) -> None:
-    """A gigabyte at once."""
-    _does(f"leak?mb={mb}")(victim)
+def burst(victim: Victim, *, mb: int = 1024, pieces: int = 1) -> None:
+    """A gigabyte at once; as one piece, the system may take longer over it than a service may be silent."""
+    _does(f"leak?mb={mb // pieces}&every=0&times={pieces}")(victim)
 
 
 def fork_storm(victim: Victim, *, many: int = 200) -> None:
