@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from services.isolated_monitoring import checks, store
+from services.isolated_monitoring import checks, origins, store
 from services.isolated_monitoring.alerts import iso
 from services.isolated_monitoring.checks import Action, Check, CheckError
 from services.isolated_monitoring.exposition import CONTENT_TYPE, family
@@ -31,7 +31,7 @@ WINDOW_MOST_S = 30 * 86400
 STUCK_S = 2.0
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ACTIONS = {"start": Action.START, "fail": Action.FAIL, "log": Action.LOG}
-_PING_HEADERS = {"Access-Control-Allow-Origin": "*", "Ping-Body-Limit": str(checks.BODY_BYTES)}
+_PING_HEADERS = {"Ping-Body-Limit": str(checks.BODY_BYTES)}
 
 
 def is_ping(path: str) -> bool:
@@ -71,6 +71,15 @@ class Api:
     async def __call__(self, request: Request) -> Response:
         """Answer, or raise RefusedError."""
         path, method = request.path, request.method
+        hosts = self._monitor.settings.hosts
+        origins.check(
+            request.headers,
+            method=method,
+            path=path,
+            connected=request.connected,
+            hosts=hosts,
+            is_ping=is_ping(path),
+        )
         if is_ping(path):
             return await self._ping(request)
         if method == "HEAD":

@@ -23,6 +23,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes with its closing NUL, unix(7)."""
 
 _INSTANCE = re.compile(r"[^\W_][^\s/:\x00-\x1f\x7f]*")
+_HOST_NAME = re.compile(r"[a-z0-9_.:-]+")
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/ -]{0,99}")
 _YES, _NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
 
@@ -59,6 +60,8 @@ class Settings:
     """CDN_INSTANCE"""
     host: str = "127.0.0.1"
     """CDN_HOST; loopback, unless CDN_ALLOW_PUBLIC=yes"""
+    hosts: frozenset[str] = frozenset()
+    """CDN_HOSTS: names by which this host is asked, besides loopback; ``*``: any"""
     port: int = PORT
     """CDN_PORT; 0 lets the system choose"""
     mode: str = "on"
@@ -118,6 +121,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         run_dir=run_dir,
         instance=instance,
         host=_host(environ),
+        hosts=_hosts(environ),
         port=int(_number(environ, "CDN_PORT", PORT, 0, 65535, whole=True)),
         mode=_word(environ, "CDN_OODA", "on", MODES),
         adopt_orphans=_word(environ, "CDN_ORPHANS", "replace", ("replace", "adopt")) == "adopt",
@@ -168,6 +172,14 @@ def _host(environ: Mapping[str, str]) -> str:
             f"proxy in front, or set CDN_ALLOW_PUBLIC=yes"
         )
     return text
+
+
+def _hosts(environ: Mapping[str, str]) -> frozenset[str]:
+    names = environ.get("CDN_HOSTS", "").lower().replace(",", " ").split()
+    for name in names:
+        if name != "*" and not _HOST_NAME.fullmatch(name):
+            raise SettingError(f"cannot use CDN_HOSTS={name:.80}: it must be names such as www.example.com, or *")
+    return frozenset(names)
 
 
 def _load(path: Path, *, must_exist: bool) -> dict[str, Any]:

@@ -30,6 +30,8 @@ LINGER_S, LINGER_BYTES = 2.0, 16_000_000
 """As every service does it (cdn_daemon/intake.py)."""
 CONNECTIONS_MAX = 200
 _NO_BODY = (204, 304)
+_ONCE = frozenset({"content-length", "transfer-encoding", "version", "host", "origin"})
+"""Two of a kind could mean one thing here, and another to a proxy."""
 
 
 class RefusedError(Exception):
@@ -55,6 +57,8 @@ class Request:
     """Names in lower case."""
     body: bytes = b""
     peer: str = ""
+    connected: str = ""
+    """The address that it was sent to."""
     is_cut: bool = False
     """Its body was longer, and the rest has been dropped."""
 
@@ -62,6 +66,7 @@ class Request:
         """Its body as an object; raises RefusedError."""
         try:
             value = json.loads(self.body or b"{}")
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what could not be answered is not taken
         except (ValueError, RecursionError) as error:
             raise RefusedError(400, f"cannot read the body as JSON: {error}"[:300]) from error
         if not isinstance(value, dict):
@@ -177,6 +182,7 @@ class Server:
                     ) from error
                 request = read_head(head)
                 request.peer = str((writer.get_extra_info("peername") or ("",))[0])
+                request.connected = str((writer.get_extra_info("sockname") or ("",))[0])
                 self._busy.add(task)
                 await self._read_body(request, reader, writer)
         except RefusedError as error:
@@ -260,8 +266,11 @@ async def _chunks(reader: asyncio.StreamReader) -> Any:
         if not 0 <= size <= BODY_SKIPPED_BYTES:
             raise RefusedError(413, "cannot take the body: too large", limit=BODY_SKIPPED_BYTES)
         if not size:
-            while (await reader.readuntil(b"\r\n")) != b"\r\n":
-                continue  # a trailer
+            try:
+                while (await reader.readuntil(b"\r\n")) != b"\r\n":
+                    continue  # a trailer
+            except asyncio.LimitOverrunError as error:
+                raise RefusedError(431, "cannot read a trailer: too long", limit=HEAD_BYTES) from error
             return
         async for part in _counted(reader, size):
             yield part
@@ -280,7 +289,7 @@ def read_head(head: bytes) -> Request:
         if not colon or not name or name != name.strip():
             raise RefusedError(400, "cannot read a header", value=each[:100])
         name = name.lower()
-        if name in headers and name in ("content-length", "transfer-encoding", "version"):
+        if name in headers and name in _ONCE:
             raise RefusedError(400, f"cannot use {name} twice")
         headers[name] = value.strip()
     try:

@@ -179,6 +179,43 @@ def test_nothing_is_changed_without_the_token(client: Client) -> None:
         assert (client.run_path / name).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_page_of_another_site_reads_and_changes_nothing(client: Client) -> None:
+    """Neither under a name that was made to point here, nor by a form, nor by an image: GET pings too."""
+    check = client.make_check(name="pinged")
+    ping = f"/ping/{check['uuid']}"
+    for path in ("/", "/api/status", "/metrics", "/ooda", ping):
+        assert client.call("GET", path, Host="evil.example").error["status"] == 421
+    assert client.call("GET", "/livez", Host="evil.example").status == 200
+    evil = {"Origin": "https://evil.example"}
+    for method in ("GET", "POST"):
+        assert client.call(method, ping, **evil).error["status"] == 403
+    assert client.call("GET", ping, Sec_Fetch_Site="cross-site").error["status"] == 403
+    assert client.call("POST", "/api/maintenance", {}, X_Api_Key=client.token, **evil).error["status"] == 403
+    assert client.order("GET", f"/api/v3/checks/{check['uuid']}").json["n_pings"] == 0
+    assert "access-control-allow-origin" not in client.call("GET", "/api/status", **evil).headers
+    own = {"Origin": f"http://127.0.0.1:{client.port}", "Sec_Fetch_Site": "same-origin"}
+    assert client.call("POST", ping, **own).status == 200
+    assert client.call("GET", ping, Sec_Fetch_Site="none").status == 200  # typed into the address bar
+    twice = b"GET /api/status HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n"
+    assert b" 400 " in raw(client, twice)
+
+
+@pytest.mark.parametrize("what", ['"\\ud800"', "NaN", "1e999", "-Infinity"])
+def test_what_could_not_be_answered_is_not_taken(client: Client, what: str) -> None:
+    """Else the state would be a 500 for everybody, for as long as it is kept."""
+    body = f'{{"target": "*", "for_s": 1, "reason": {what}}}'.encode()
+    assert client.order("POST", "/api/maintenance", body).error["status"] == 400
+    assert client.call("POST", "/api/v1/checks/", f'{{"api_key": {what}}}'.encode()).error["status"] == 400
+    assert client.get("/api/status").status == 200
+
+
+def test_a_proxys_name_is_told(run_path: Path) -> None:
+    """CDN_HOSTS, as of every service."""
+    with monitoring(run_path, CDN_HOSTS="watch.example") as (client, _):
+        assert client.call("GET", "/api/status", Host="watch.example").status == 200
+        assert client.call("GET", "/api/status", Host="evil.example").error["status"] == 421
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -195,6 +232,7 @@ def test_nothing_is_changed_without_the_token(client: Client) -> None:
         b"POST /ooda/mode HTTP/1.1\r\nContent-Length: 20000\r\n\r\n" + b"[" * 20000,
         b"GET /" + b"a" * HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
         b"GET http://[x/ HTTP/1.1\r\n\r\n",
+        b"POST /ooda/mode HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a" * (2 * HEAD_BYTES) + b"\r\n",
     ],
 )
 def test_garbage(client: Client, content: bytes) -> None:

@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bus.endpoints import MAX_SOCKET_PATH_BYTES, default_run_dir
 from cdn_daemon.lifecycle import ExitCode
+from cdn_daemon.origins import refusal
 from services.isolated_monitoring import __main__ as program
-from services.isolated_monitoring import settings
+from services.isolated_monitoring import origins, settings
+from services.isolated_monitoring.web import RefusedError
 from tests.support import ROOT, environment
 
 HOME = ROOT / "services" / "isolated_monitoring"
-PURE = ("checks", "cron", "exposition", "incidents", "ooda", "suspicion", "target", "watched")
+PURE = ("checks", "cron", "exposition", "incidents", "ooda", "origins", "suspicion", "target", "watched")
 IMPURE = {"time", "os", "socket", "threading", "subprocess", "random", "asyncio", "select", "pathlib", "uuid"}
 
 
@@ -71,6 +75,37 @@ def test_the_same_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for environ in environs:
             assert settings.default_run_dir(environ) == default_run_dir(environ).path
     assert settings.MAX_SOCKET_PATH_BYTES == MAX_SOCKET_PATH_BYTES
+
+
+LOCAL = ("127.0.0.1:80", "localhost", "a.localhost:1", "[::1]:80", "web", "web:80")
+HOSTS = (*LOCAL, "[::1", "evil.example", "www.example", "WWW.example:443", "", "\xe9", "127.0.0.1.evil.example")
+ORIGINS = ("https://evil.example", "null", "", *(f"http://{host}" for host in HOSTS))
+
+
+@given(
+    given=st.fixed_dictionaries(
+        {},
+        optional={
+            "host": st.sampled_from(HOSTS) | st.text("a1.:[]-%", max_size=12),
+            "origin": st.sampled_from(ORIGINS),
+            "x-forwarded-host": st.sampled_from(HOSTS),
+        },
+    ),
+    method=st.sampled_from(["GET", "HEAD", "OPTIONS", "POST", "DELETE", "PUT"]),
+    path=st.sampled_from(["/", "/livez", "/readyz", "/api/status"]),
+    connected=st.sampled_from(["127.0.0.1", "::1", "192.0.2.1"]),
+    hosts=st.sampled_from([frozenset[str](), frozenset({"www.example"}), frozenset({"*"})]),
+)
+def test_the_same_origins(given: dict[str, str], method: str, path: str, connected: str, hosts: frozenset[str]) -> None:
+    """Whom every service refuses it refuses, with the same words, and nobody else."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in given.items()]
+    theirs = refusal(raw, method=method, path=path, connected=connected, hosts=hosts, origins=())
+    try:
+        origins.check(given, method=method, path=path, connected=connected, hosts=hosts, is_ping=False)
+        ours = None
+    except RefusedError as error:
+        ours = error.status
+    assert ours == (theirs.status if theirs else None)
 
 
 def test_the_same_exit_codes() -> None:
