@@ -92,6 +92,8 @@ def terminal(
         stdout=slave,
         stderr=slave,
         start_new_session=session,
+        # A group of its own, as a shell gives it: in one whose leader's parent is of another session Ctrl-Z is ignored.
+        process_group=None if session else 0,
         preexec_fn=(lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0)) if session else None,
     )
     os.close(slave)

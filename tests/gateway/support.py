@@ -180,8 +180,8 @@ class Fleet:
             return client.answer(bodiless=method == "HEAD")
 
     def metrics(self) -> dict[str, float]:
-        """The gateway's numbers, from its last status."""
-        return self.bus.heard["gateway-primary"].metrics.values
+        """The gateway's numbers, from its last status; the first it sends have none."""
+        return until(lambda: self.bus.heard["gateway-primary"].metrics.values, what="the gateway tells its numbers")
 
     def routed(self, service: str, status: int = 200) -> None:
         """Wait until the gateway answers for the service with this status."""
