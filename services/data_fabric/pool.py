@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import apsw
@@ -69,12 +69,12 @@ class Pool:
             answer = join(chunks, batch, rows, cut)
             loop.call_soon_threadsafe(_settle, done, answer, None)
 
-        self._submit(query, collect, lambda error: loop.call_soon_threadsafe(_settle, done, b"", error), gone)
+        work = self._submit(query, collect, lambda error: loop.call_soon_threadsafe(_settle, done, b"", error), gone)
         try:
             return await done
         except asyncio.CancelledError:
             self.cancelled += 1
-            self._abandon(gone)
+            self._abandon(gone, work)
             raise
 
     async def stream(self, query: Query, encode: Encode) -> AsyncGenerator[bytes, None]:
@@ -101,7 +101,7 @@ class Pool:
                     loop.call_soon_threadsafe(chunks.put_nowait, encode(batch))
             loop.call_soon_threadsafe(chunks.put_nowait, None)
 
-        self._submit(query, feed, lambda error: loop.call_soon_threadsafe(chunks.put_nowait, error), gone)
+        work = self._submit(query, feed, lambda error: loop.call_soon_threadsafe(chunks.put_nowait, error), gone)
         self._streams += 1
         begun = ended = False
         try:
@@ -117,7 +117,7 @@ class Pool:
             self._streams -= 1
             if not ended:
                 self.broken_streams += 1
-                self._abandon(gone)
+                self._abandon(gone, work)
                 room.release()
 
     def _submit(
@@ -126,7 +126,7 @@ class Pool:
         use: Callable[[Reader, Callable[[Sample], None]], None],
         fail: Callable[[Exception], object],
         gone: threading.Event,
-    ) -> None:
+    ) -> Future[None]:
         if self._busy >= self._limits.readers + self._limits.waiting:
             self.refused += 1
             raise RefusedError(
@@ -163,14 +163,18 @@ class Pool:
                 loop.call_soon_threadsafe(self._freed)
 
         self._busy += 1
-        self._threads.submit(work)
+        submitted = self._threads.submit(work)
         if not self._sweeping:
             self._sweeping = True
             loop.call_later(SWEEP_S, self._sweep, loop)
+        return submitted
 
-    def _abandon(self, gone: threading.Event) -> None:
+    def _abandon(self, gone: threading.Event, work: Future[None]) -> None:
         """Nobody waits any more for the statement with that event: end it if it runs, and do not begin it."""
         gone.set()
+        if work.cancel():  # it had not begun: its place is another's at once
+            self._freed()
+            return
         for reader in list(self._at_work):
             reader.stop_if_late()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from services.data_fabric import changes
 from services.data_fabric.limits import Limits
 from services.data_fabric.store import Store
 from tests.data_fabric.support import Client, process, serving
+from tests.support import until
 
 BOMB = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
 
@@ -125,6 +128,45 @@ def test_who_leaves_takes_the_statement_along(served: tuple[Client, Store], form
         with socket.create_connection(("127.0.0.1", client.port)) as leaving:
             leaving.sendall(head.encode() + body)
             time.sleep(0.1)  # in the middle of it, or before it; either way the same must come
+        assert client.sql("SELECT 1").json["rows"] == [[1]]
+
+
+def test_whoever_leaves_leaves_nothing_behind(run_path: Path) -> None:
+    """The real process, with as many as it takes: who waited leaves its place at once, who ran or streamed its thread."""
+    endless = BOMB.replace("count(*)", "hex(zeroblob(5000))")  # more than the sockets between us hold
+    limits = Limits()
+    with process(run_path) as (client, _):
+
+        def metric(name: str) -> float:
+            text = client.call("GET", "/metrics").body.decode()
+            found = re.search(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+            return float(found[1]) if found else -1.0  # nothing was measured yet
+
+        def ask(stack: ExitStack, form: str, sql: str) -> socket.socket:
+            body = json.dumps({"sql": sql, "timeout_s": 30}).encode()
+            head = f"POST /sql?format={form} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", client.port)))
+            connection.sendall(head.encode() + body)
+            return connection
+
+        with ExitStack() as running:
+            for form in ("csv", "ndjson"):
+                assert ask(running, form, endless).recv(12) == b"HTTP/1.1 200"
+            for _ in range(limits.readers - 2):
+                ask(running, "json", BOMB)
+            until(lambda: metric("statements_running") == limits.readers, what="all threads are taken")
+            with ExitStack() as waiting:
+                for _ in range(limits.waiting):
+                    ask(waiting, "json", BOMB)
+                most = limits.readers + limits.waiting
+                until(lambda: metric("statements_running") == most, what="all places are taken")
+                assert client.sql("SELECT 1").error["status"] == 503
+            until(lambda: metric("statements_cancelled_total") == limits.waiting, what="all are seen to leave")
+            assert metric("statements_running") == limits.readers
+        until(lambda: metric("statements_running") == 0, what="nothing runs")
+        # That it was for their leaving, not for their time that was over:
+        assert metric("statements_cancelled_total") == limits.waiting + limits.readers - 2
+        assert metric("streams_broken_total") == 2
         assert client.sql("SELECT 1").json["rows"] == [[1]]
 
 
