@@ -36,6 +36,7 @@ NEVER = {
     "10.0.0.0/8": "private (RFC 1918)",
     "172.16.0.0/12": "private (RFC 1918)",
     "192.168.0.0/16": "private (RFC 1918)",
+    "100.64.0.0/10": "shared by many behind one translator, or an inner network of one's own (RFC 6598)",
     "169.254.0.0/16": "link-local",
     "fe80::/10": "link-local",
     "fc00::/7": "private (RFC 4193)",

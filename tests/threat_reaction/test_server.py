@@ -80,6 +80,7 @@ def test_the_token_is_private(client: Client) -> None:
         ("POST", "/reactions/nobody/explode", {"by": "alice"}, 404),
         ("POST", "/reactions/nobody/approve", {"by": ""}, 400),
         ("POST", "/bans", {"network": "10.0.0.1", "by": "alice"}, 409),
+        ("POST", "/bans", {"network": "100.127.255.254", "by": "alice"}, 409),
         ("POST", "/bans", {"network": "0.0.0.0/0", "by": "alice"}, 400),
         ("POST", "/bans", {"network": "203.0.113.9/24", "by": "alice"}, 400),
         ("POST", "/bans", {"network": "203.0.113.9", "for_s": 1e9, "by": "alice"}, 400),
