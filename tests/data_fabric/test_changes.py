@@ -132,7 +132,7 @@ def test_who_leaves_takes_the_statement_along(served: tuple[Client, Store], form
 
 
 def test_whoever_leaves_leaves_nothing_behind(run_path: Path) -> None:
-    """The real process, with as many as it takes: who waited leaves its place at once, who ran or streamed its thread."""
+    """The real process, full: who waited leaves its place at once, who ran or streamed its thread."""
     endless = BOMB.replace("count(*)", "hex(zeroblob(5000))")  # more than the sockets between us hold
     limits = Limits()
     with process(run_path) as (client, _):

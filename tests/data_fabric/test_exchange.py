@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from bus.endpoints import RunDir
-from tests.data_fabric.support import Client
+from tests.data_fabric.support import Client, process
 from tests.support import ROOT, ServiceProcess, until
 
 PORTS = {"data_fabric": 18100, "geospatial": 18111, "graph": 18050}
@@ -135,3 +137,40 @@ def test_a_graph_goes_to_the_tables_and_comes_back_as_it_was(services: dict[str,
 def in_order(graph: Any) -> Any:
     """Nodes and edges, whatever came first."""
     return [sorted(graph[part], key=lambda one: str(one.get("key", one.get("id")))) for part in ("nodes", "edges")]
+
+
+def heard(fabric: Client) -> float:
+    """How many events this process has heard."""
+    found = re.search(r"^events_heard_total\{.*\} (\S+)$", fabric.call("GET", "/metrics").body.decode(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_what_the_services_say_is_a_table(run_path: Path) -> None:
+    """Emitted by another process, by way of ATLAS: docs/data-fabric.md's query has the chain, each event once.
+
+    Also after a SIGKILL, when the next process hears the last ten minutes again.
+    """
+    text = (ROOT / "docs" / "data-fabric.md").read_text(encoding="utf-8")
+    found = re.search(r"^    (WITH RECURSIVE chain.*\n.*\n.*)$", text, re.MULTILINE)
+    assert found
+    with (
+        ServiceProcess(run_path, "-m", "services.atlas", name="atlas") as atlas,
+        ServiceProcess(run_path, "-m", "tests.graph.teller", name="teller") as teller,
+    ):
+        atlas.url()
+        with process(run_path) as (fabric, service):
+            assert json.loads(teller.get("/tell", data=b"")[1]) == "told"
+            count = "SELECT count(*), min(id) FILTER (WHERE cause IS NULL) FROM events"
+            until(
+                lambda: fabric.sql(count).body.startswith(b'{"columns"') and fabric.sql(count).json["rows"][0][0] == 3
+            )
+            (_, first) = fabric.sql(count).json["rows"][0]
+            chain = fabric.sql(found[1], [first]).json["rows"]
+            assert [row[1:3] for row in chain] == [["teller", kind] for kind in ("sighting", "reaction", "blocked")]
+            assert [row[4] for row in chain] == [None, "203.0.113.7", None]
+            os.kill(service.pid, signal.SIGKILL)
+            service.wait(30)
+        with process(run_path) as (fabric, _):
+            until(lambda: heard(fabric) == 3, what="all is heard again", within_s=60)
+            assert fabric.sql(found[1], [first]).json["rows"] == chain
+            assert fabric.sql("SELECT count(*) FROM events").json["rows"] == [[3]]
