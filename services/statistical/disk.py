@@ -172,6 +172,11 @@ class Disk:
             db.executemany("INSERT INTO changes (content) VALUES (?)", ((content,) for content in contents))
             db.execute("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?", (kept,))
 
+    def last_changes(self, limit: int) -> list[bytes]:
+        """The newest change points, in order."""
+        found = self._db.execute("SELECT content FROM changes ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+        return [content for (content,) in reversed(found)]
+
     def _transaction(self) -> Transaction:
         return Transaction(self._db)
 

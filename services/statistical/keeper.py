@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FLUSH_S = 1.0
 GROUP = 64
 """Batches in one transaction, at most."""
+TOLD_AGAIN, TOLD_AGAIN_S = 1000, 600.0
+"""So many change points, of the time before a restart, are told again: they may not have got out."""
 LATE_SLOTS = 1
 """Slots are joined so long after they are over: the intake may be at work on the last one."""
 
@@ -89,6 +91,7 @@ class _Waiting(Struct):
 _encoder = msgspec.msgpack.Encoder()
 _batch_decoder = msgspec.msgpack.Decoder(Batch)
 _noted_encoder = msgspec.msgpack.Encoder()
+_noted_decoder = msgspec.msgpack.Decoder(Noted)
 
 
 class Keeper:
@@ -109,6 +112,10 @@ class Keeper:
         self._folded_seq = 0
         self._met: list[tuple[int, Kind, str]] = []
         self._on_disk: set[int] = set()
+        self._again: list[Noted] = []
+        """What an earlier process has noticed, and is to be told again."""
+        self._unnoted: list[Noted] = []
+        """What the disk has not taken."""
         self._last_beat_s = 0.0
         self.joined = (0, 0, 0)
         self.ended: Future[None] = Future()
@@ -139,6 +146,8 @@ class Keeper:
             for series in store.series.values():
                 series.since_last_time(1.0)  # what was there already is no news of the first second
         self.joined = self._disk.joined()
+        noted = map(_noted_decoder.decode, self._disk.last_changes(TOLD_AGAIN))
+        self._again = [one for one in noted if one.noticed_s > now_s - TOLD_AGAIN_S]
         self._last_beat_s = time.monotonic()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="statistical-keeper", daemon=True)
@@ -182,6 +191,9 @@ class Keeper:
 
     def _run(self) -> None:
         try:
+            if self._again:
+                self._beat(Beat(now_s=self._store.clock.now_s(), elapsed_s=0.0, values=[], changes=self._again))
+                self._again = []
             while self._turn():
                 pass
             assert self._disk is not None
@@ -321,6 +333,7 @@ class Keeper:
     def _flush(self, beat: Beat) -> None:
         assert self._disk is not None
         store, rows = self._store, []
+        self._unnoted = [*self._unnoted, *beat.changes][-store.limits.changes_kept :]
         with store.lock:
             every = list(store.series.values())
             slot = store.clock.slot()
@@ -345,11 +358,11 @@ class Keeper:
         try:
             if rows or self._folded_seq:
                 self._disk.flush(met, rows, self._folded_seq)
-            if beat.changes:
-                self._disk.note_changes(
-                    [_noted_encoder.encode(noted) for noted in beat.changes], store.limits.changes_kept
-                )
-                self.changes += len(beat.changes)
+            if self._unnoted:
+                kept = store.limits.changes_kept
+                self._disk.note_changes([_noted_encoder.encode(noted) for noted in self._unnoted], kept)
+                self.changes += len(self._unnoted)
+                self._unnoted = []
         except BaseException:
             with store.lock:
                 for series in dirty:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from services.statistical.changes import HISTORY_MIN
 from services.statistical.keeper import Keeper
 from services.statistical.limits import Limits
 from services.statistical.statsd import Kind
 from services.statistical.store import Clock, Store
 from tests.statistical.support import Client, process
-from tests.support import until
+from tests.support import ServiceProcess, until
 
 
 def test_every_acknowledged_sample_survives_sigkill_once(run_path: Path) -> None:
@@ -55,6 +58,41 @@ def test_every_acknowledged_sample_survives_sigkill_once(run_path: Path) -> None
     with process(run_path) as (client, _):
         assert len(acknowledged) <= client.total("hits") <= len(acknowledged) + len(unsure)
         assert client.series("lat", window=3600)["count"] == client.total("hits")
+
+
+def test_a_change_point_that_did_not_get_out_is_told_again(run_path: Path) -> None:
+    """Killed with no ATLAS there to hear of it: the next process tells it; the one after that under the same id."""
+
+    def noticed(client: Client) -> list[Any]:
+        client.lines(f"logins:{next(rising)}|c")
+        return list(client.call("GET", "/changes").json["changes"])
+
+    rising = (int(10 * 1.1**n) for n in range(200))
+    quick = ("-m", "tests.chain.quick")
+    with ServiceProcess(run_path, *quick) as service:
+        client = Client(int(service.url().rpartition(":")[2]))
+        client.lines("logins:1|c")
+        begun = client.metric("flushes_total")
+        until(lambda: client.metric("flushes_total") > begun + 2 * HISTORY_MIN, what="it knows what is usual")
+        (change, *_) = until(lambda: noticed(client), every_s=0.05, what="a change is noticed")
+        os.kill(service.pid, signal.SIGKILL)
+        service.wait()
+    with ServiceProcess(run_path, "-m", "services.atlas", name="atlas") as atlas:
+
+        def told() -> list[Any]:
+            events = json.loads(atlas.get("/api/v1/events?limit=1000")[1])["events"]
+            return [event for event in events if event["kind"] == "change_point"]
+
+        for _ in range(2):
+            with ServiceProcess(run_path, *quick) as service:
+                client = Client(int(service.url().rpartition(":")[2]))
+                until(told, what="ATLAS has it")
+                changes = client.call("GET", "/changes").json["changes"]
+                assert change in changes
+                until(lambda client=client: client.metric("events_emitted_total") > 0, what="told")  # type: ignore[misc]
+                os.kill(service.pid, signal.SIGKILL)
+                service.wait()
+        assert sorted(event["facts"]["at_s"] for event in told()) == sorted(one["point"]["at_s"] for one in changes)
 
 
 def test_a_file_that_may_not_grow(run_path: Path) -> None:
