@@ -69,6 +69,17 @@ class ImportAnswer(Struct, frozen=True, kw_only=True):
     """Of those, how many were there already, with the same value."""
 
 
+class Told(Struct, frozen=True, kw_only=True, tag="alert"):
+    """``/ws/stream``: an alert has changed."""
+
+    name: str
+    state: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    value: float | None
+    event: str
+
+
 def shown(value: float) -> str:
     """A value as Prometheus writes it: in full, without an exponent."""
     if value != value:

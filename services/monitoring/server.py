@@ -31,6 +31,7 @@ from services.monitoring.api import (
     StaticTarget,
     TargetsAnswer,
     TargetsRequest,
+    Told,
     shown,
 )
 from services.monitoring.evaluate import Question
@@ -43,8 +44,9 @@ from services.monitoring.pattern import Matcher
 from services.monitoring.promql import QueryError, Selector
 from services.monitoring.rules import Rule
 from services.monitoring.scraper import HOST, Spec, Target
-from services.monitoring.stream import Stream, Told
+from services.stream import Stream
 
+STREAM_BACKLOG = 200
 LATEST_S = 253_402_300_799.0
 _RULE_NAME = msgspec.json.Decoder(rules.RuleName)
 Parameters = dict[str, list[str]]
@@ -57,7 +59,7 @@ class Api:
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self.limits = monitor.limits
-        self.stream = Stream(monitor.limits.clients)
+        self.stream = Stream(monitor.limits.clients, STREAM_BACKLOG, instead="GET /api/v1/alerts")
 
     # -- questions, in Prometheus' words ----------------------------------------------------------------
 

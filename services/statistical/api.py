@@ -191,3 +191,26 @@ class Listening(Struct, frozen=True, kw_only=True):
     longest_window_s: int
     sampled: float
     """The part of datagrams that is looked at now."""
+
+
+class Value(Struct, frozen=True):
+    """The rate of a counter, or the mean of a distribution, in one second."""
+
+    name: str
+    kind: Kind
+    value: float
+
+
+class Flush(Struct, frozen=True, kw_only=True, tag="flush"):
+    """``/ws/stream``: one second."""
+
+    at_s: float
+    values: list[Value]
+    more: int
+    """Series that had values, and are not among these."""
+
+
+class Changed(Struct, frozen=True, kw_only=True, tag="change_point"):
+    """``/ws/stream``: a change point."""
+
+    point: Noted

@@ -20,9 +20,11 @@ from cdn_daemon.api import EXCEPTION_HANDLERS, INLINE_BYTES, RefusedError, answe
 from cdn_daemon.service import ConfigurationError
 from services.statistical import aggregates, compare, statsd
 from services.statistical.api import (
+    Changed,
     ChangesAnswer,
     CompareAnswer,
     CompareRequest,
+    Flush,
     Listed,
     Listening,
     MergeAnswer,
@@ -34,6 +36,7 @@ from services.statistical.api import (
     SeriesAnswer,
     Side,
     SideAnswer,
+    Value,
 )
 from services.statistical.disk import DiskError
 from services.statistical.intake import Intake
@@ -44,11 +47,13 @@ from services.statistical.sets import TOP_MAX
 from services.statistical.sketch import LARGEST
 from services.statistical.statsd import MEMBER_BYTES, GarbageError, Kind, Line
 from services.statistical.store import Store
-from services.statistical.stream import Stream
 from services.statistical.windows import REACH
+from services.stream import Stream
 
 HOUR_S = 3600.0
 COMPARISONS_KEPT = 100_000
+STREAM_BACKLOG = 30
+STREAM_VALUES = 500
 
 
 class Statistical:
@@ -60,7 +65,7 @@ class Statistical:
         self.keeper = Keeper(self.store, directory, self._beat, flush_s=flush_s)
         self.intake = Intake(self.store, host, port)
         self.questions = Questions(self.store, self.keeper)
-        self.stream = Stream(limits.clients)
+        self.stream = Stream(limits.clients, STREAM_BACKLOG, instead="GET /series/NAME")
         self.hear: Callable[[Beat], None] = lambda _: None
         """Called with each second, on the keeper's thread."""
         self._host, self._port = host, port
@@ -106,10 +111,19 @@ class Statistical:
     def _beat(self, beat: Beat) -> None:
         if self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(self.stream.tell, beat)
+                self._loop.call_soon_threadsafe(self._tell, beat)
             except RuntimeError:  # the loop was closed meanwhile
                 self._loop = None
         self.hear(beat)
+
+    def _tell(self, beat: Beat) -> None:
+        if not len(self.stream):
+            return
+        values = [Value(series.name, series.kind, value) for series, value in beat.values if value]
+        more = max(0, len(values) - STREAM_VALUES)
+        self.stream.tell(Flush(at_s=beat.now_s, values=values[:STREAM_VALUES], more=more))
+        for noted in beat.changes:
+            self.stream.tell(Changed(point=noted))
 
     # -- in ---------------------------------------------------------------------------------------------
 

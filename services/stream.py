@@ -1,4 +1,4 @@
-"""/ws/stream: each second's values, and change points. A slow client misses some, and is told how many."""
+"""/ws/stream: the same to everybody who listens. A slow client misses some, and is told how many."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
-from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cdn_daemon.web import error_body
-from services.statistical.keeper import Beat, Noted
-from services.statistical.statsd import Kind
+from cdn_daemon.api import RefusedError
 
 log = logging.getLogger(__name__)
 
-KEPT = 30
 SEND_S = 20.0
-VALUES = 500
-
-
-class Value(Struct, frozen=True):
-    """The rate of a counter, or the mean of a distribution, in one second."""
-
-    name: str
-    kind: Kind
-    value: float
-
-
-class Flush(Struct, frozen=True, kw_only=True, tag="flush"):
-    """One second."""
-
-    at_s: float
-    values: list[Value]
-    more: int
-    """Series that had values, and are not among these."""
-
-
-class Changed(Struct, frozen=True, kw_only=True, tag="change_point"):
-    """A change point."""
-
-    point: Noted
 
 
 class Missed(Struct, frozen=True, kw_only=True, tag="missed"):
@@ -53,13 +25,13 @@ class Missed(Struct, frozen=True, kw_only=True, tag="missed"):
 
 
 class _Client:
-    def __init__(self) -> None:
-        self.waiting: deque[str] = deque(maxlen=KEPT)
+    def __init__(self, backlog: int) -> None:
+        self.waiting: deque[str] = deque(maxlen=backlog)
         self.missed = 0
         self.news = asyncio.Event()
 
     def tell(self, text: str) -> None:
-        self.missed += len(self.waiting) == KEPT
+        self.missed += len(self.waiting) == self.waiting.maxlen
         self.waiting.append(text)
         self.news.set()
 
@@ -67,44 +39,43 @@ class _Client:
 class Stream:
     """Tells every client the same, encoded once. Belongs to the event loop."""
 
-    def __init__(self, clients_max: int) -> None:
+    def __init__(self, clients_max: int, backlog: int, *, instead: str) -> None:
+        """``backlog`` messages are kept for each client; ``instead`` is what one too many can ask."""
         self._clients: set[_Client] = set()
         self._max = clients_max
+        self._backlog = backlog
+        self._instead = instead
         self.missed = 0
+        """Messages that some client was told it has missed."""
 
     def __len__(self) -> int:
         """How many listen."""
         return len(self._clients)
 
-    def tell(self, beat: Beat) -> None:
-        """One second."""
-        if not self._clients:
-            return
-        values = [Value(series.name, series.kind, value) for series, value in beat.values if value]
-        flush = Flush(at_s=beat.now_s, values=values[:VALUES], more=max(0, len(values) - VALUES))
-        for message in (flush, *(Changed(point=noted) for noted in beat.changes)):
+    def tell(self, message: Struct) -> None:
+        """Have everybody sent this."""
+        if self._clients:
             text = msgspec.json.encode(message).decode()
             for client in self._clients:
                 client.tell(text)
 
     async def serve(self, websocket: WebSocket) -> None:
-        """One client, until it leaves, says something, or takes nothing for too long."""
+        """One client, until it leaves, says something, or takes nothing for too long. Raises RefusedError."""
         if len(self._clients) >= self._max:
-            body = error_body(503, "cannot tell more clients", limit=self._max, next="GET /series/NAME")
-            await websocket.send_denial_response(Response(body, status_code=503, media_type="application/json"))
-            return
-        client = _Client()
+            raise RefusedError(503, "cannot tell more clients", limit=self._max, next=self._instead)
+        client = _Client(self._backlog)
         self._clients.add(client)  # before it is accepted: what happens from then on it hears
         try:
             await websocket.accept()
-        except BaseException:
+            await self._serve(websocket, client)
+        finally:
             self._clients.discard(client)
-            raise
+
+    async def _serve(self, websocket: WebSocket, client: _Client) -> None:
         tasks = [asyncio.create_task(self._speak(websocket, client)), asyncio.create_task(self._listen(websocket))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._clients.discard(client)
             for task in tasks:
                 task.cancel()
             spoken, heard = await asyncio.gather(*tasks, return_exceptions=True)
