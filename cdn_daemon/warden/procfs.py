@@ -64,6 +64,11 @@ def sample(pid: int, at_s: float) -> Sample | None:
     return Sample(at_s=at_s, state=main[0].decode(), traced=_is_traced(pid), threads=threads)
 
 
+def waited_s(pid: int) -> float:
+    """How long its main thread has been runnable without running, in all its life; 0.0 where nobody knows."""
+    return _schedstat(pid, pid)[1] or 0.0
+
+
 def _schedstat(pid: int, tid: int) -> tuple[float, float | None]:
     """CPU time and time runnable without running, in seconds; a kernel without CONFIG_SCHED_INFO knows neither."""
     try:

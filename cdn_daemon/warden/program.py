@@ -42,6 +42,8 @@ class Incarnation(Struct):
     """By its MAINPID=, if that is one of its processes: whom to look at when it is silent."""
     watchdog_s: float | None = None
     """By its WATCHDOG_USEC=, in place of what supervisord.conf says."""
+    waited_s: float = 0.0
+    """How long it had waited for a CPU when its time to get ready seemed to be over: that is given back to it."""
     heard_s: float | None = None
     """Its last WATCHDOG=1, or excused until; None before the first."""
     trigger: str | None = None
@@ -169,8 +171,10 @@ class Program(Struct):
         life = self.now
         if life is None or life.pid is None or life.verdict or now_s < life.extended_until_s:
             return ""
-        if self.is_awaited and now_s >= life.spawned_s + self.settings.ready_s:
-            return f"not ready within {self.settings.ready_s:g} s" + (f": {life.status}" if life.status else "")
+        if self.is_awaited and now_s >= life.spawned_s + self.settings.ready_s + life.waited_s:
+            waited = f" and {life.waited_s:.1f} s of waiting for a CPU" if life.waited_s else ""
+            said = f": {life.status}" if life.status else ""
+            return f"not ready within {self.settings.ready_s:g} s{waited}{said}"
         if self.state is ProcessState.RUNNING and life.stopping and now_s >= life.stopping_since_s + stop_wait_s:
             return f"said STOPPING=1 and did not end within {stop_wait_s:g} s"
         return ""

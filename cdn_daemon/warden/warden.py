@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bus.endpoints import RunDir, host_name, prepare
 from bus.messages import NodeStatus, ProcessState
-from cdn_daemon.warden import depends, reach
+from cdn_daemon.warden import depends, procfs, reach
 from cdn_daemon.warden.bailiff import Bailiff
 from cdn_daemon.warden.boundary import Boundary, guarded
 from cdn_daemon.warden.inbox import Inbox
@@ -25,7 +25,7 @@ from cdn_daemon.warden.loop import Listener, Waker
 from cdn_daemon.warden.orders import Goal
 from cdn_daemon.warden.orphans import Orphans
 from cdn_daemon.warden.procfs import belongs_to
-from cdn_daemon.warden.program import Program
+from cdn_daemon.warden.program import Incarnation, Program
 from cdn_daemon.warden.reach import Supervisord
 from cdn_daemon.warden.restarts import OPERATOR, Restarts
 from cdn_daemon.warden.sdnotify import Notice
@@ -281,7 +281,7 @@ class Warden:
             if program.is_ready and not life.stopping and life.kill_due_s is None:
                 continue  # nothing has a deadline; this is nearly everybody, nearly always
             self._bailiff.follow_up(life, now_s)
-            overdue = program.overdue(now_s, reach.stop_wait_s(self._table.processes[program.name]))
+            overdue = self._overdue(program, life, now_s)
             if overdue and program.maintenance:
                 self._watch.withhold(program.name, life, overdue)
             elif overdue:
@@ -299,6 +299,15 @@ class Warden:
             self._waker.every(BUSY_TICK_S if is_busy or self._watch.has_suspects else TICK_S)
         if self._node is None and not is_busy:
             self._join_bus()
+
+    def _overdue(self, program: Program, life: Incarnation, now_s: float) -> str:
+        """What it should have done by now; a start that waits for a CPU gets as much more time as it has waited."""
+        stop_wait_s = reach.stop_wait_s(self._table.processes[program.name])
+        overdue = program.overdue(now_s, stop_wait_s)
+        if overdue and program.is_awaited:
+            life.waited_s = max(life.waited_s, procfs.waited_s(life.pid or 0))
+            overdue = program.overdue(now_s, stop_wait_s)
+        return overdue
 
     def _convict(self, program: Program, verdict: str, first: signal.Signals, now_s: float) -> None:
         assert program.now is not None

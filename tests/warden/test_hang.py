@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.messages import PostMortem
+from bus.messages import PostMortem, ProcessState
 from bus.postmortems import read
 from cdn_daemon.warden.judge import LEAST_SILENCE_S
 from cdn_daemon.warden.program import Incarnation, Program
@@ -192,3 +192,30 @@ def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
                 hog.wait()
         assert {name: atlas.row(name).pid for name in names} == before
         assert atlas.counts().get("verdicts", 0) == 0
+
+
+def test_a_start_that_waits_for_a_cpu_has_time_to_get_ready(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Hardly run at all in three times its ready_s: it is not to blame, and not killed."""
+    before = (
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.nice(10); began_s = time.process_time()\n"
+        "while time.process_time() - began_s < 0.15: pass\n"
+    )
+    hog = f"import os\nos.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{HOG}"
+    hogs = [subprocess.Popen([sys.executable, "-c", hog]) for _ in range(2)]
+    try:
+        with Supervisord(run_dir, {"web": beating(run_dir, "web", before=before, ready_s="1", watchdog_s="0")}):
+            assert atlas.row("web", "RUNNING").restarts == 0
+            assert read(run_dir / "postmortems", "web") == []
+    finally:
+        for each in hogs:
+            each.kill()
+            each.wait()
+
+
+def test_only_waiting_for_a_cpu_is_given_back() -> None:
+    """What sleeps beyond its ready_s is late, and the verdict tells both."""
+    life = Incarnation(pid=1, spawned_s=100.0, waited_s=4.0)
+    program = Program(name="web", settings=Settings(notifies=True, ready_s=30.0), log=None, now=life)
+    program.state = ProcessState.STARTING
+    assert program.overdue(133.9, 15.0) == ""
+    assert program.overdue(134.1, 15.0) == "not ready within 30 s and 4.0 s of waiting for a CPU"
