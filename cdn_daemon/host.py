@@ -484,8 +484,13 @@ def _open_stacks(run_dir: RunDir, instance: str, notifier: Notifier) -> IO[str]:
     """
     path = run_dir.stacks(instance, os.getpid())
     path.parent.mkdir(mode=0o700, exist_ok=True)
+    is_ours = notifier.is_in(run_dir.path)
+    for left in path.parent.glob("*.txt"):
+        # Of one that no warden saw end, as its own had been killed. Elsewhere only this file tells what it hung in.
+        if left.stem.rpartition(".")[0] == instance and (is_ours or not left.stat().st_size):
+            left.unlink()
     file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
-    faulthandler.enable(file=file if notifier.is_in(run_dir.path) else sys.stderr)
+    faulthandler.enable(file=file if is_ours else sys.stderr)
     return file
 
 

@@ -118,6 +118,25 @@ def test_sigterm_drains(spawn: Spawn, run_path: Path) -> None:
     assert not list((run_path / "stacks").iterdir())
 
 
+def test_what_a_killed_one_left_of_stacks_goes_with_its_successors_start(spawn: Spawn, run_path: Path) -> None:
+    """An empty file tells nothing; without a warden one with stacks in it is all that tells what it hung in."""
+    first = spawn()
+    first.url()
+    (empty,) = (run_path / "stacks").iterdir()
+    first.stop()
+    told, other = empty.with_name("tiny.1.txt"), empty.with_name("tiny.other.1.txt")
+    told.write_text("in block")
+    other.touch()
+    assert empty.exists()
+    second = spawn()
+    second.url()
+    assert {each.name for each in (run_path / "stacks").iterdir()} == {
+        told.name,
+        other.name,
+        f"tiny.{second.pid}.txt",
+    }
+
+
 def test_a_drain_says_how_it_goes(spawn: Spawn, run_dir: RunDir) -> None:
     """What is still under way, and for how long it may be, are the reason in its status, and change as it ends."""
     broker = Broker(run_dir)
