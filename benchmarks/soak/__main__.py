@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ from benchmarks.soak.history import Began, Ending, Journaled, Violation
 from benchmarks.soak.judge import around, growth, judge
 from benchmarks.soak.observer import REQUEST_EVERY_S, REQUEST_TIMEOUT_S, Observer, Recorder, start_bare
 from benchmarks.soak.plan import plan
-from benchmarks.soak.story import Story
+from benchmarks.soak.story import ATLAS, SUPERVISORD, Story
 from cdn_daemon.warden.policy import Limits
 from services.atlas.journal import replay
 from tests.support import short_dir
@@ -53,6 +54,7 @@ def soak(seed: int, minutes: float, services: int, path: Path) -> None:
         recorder.record(_began(seed, minutes, names))
         for _ in range(IDLE_BARES):
             start_bare(recorder, idle=True)
+            start_bare(recorder, ATLAS, idle=True)
         observer = Observer(recorder, fleet.run_dir, names, time.monotonic())
         doer = Doer(fleet, observer, recorder, seed)
         try:
@@ -68,6 +70,7 @@ def soak(seed: int, minutes: float, services: int, path: Path) -> None:
             time.sleep(1.0)  # the observer is to see the last of it
             observer.read_postmortems()
             observer.stop()
+            shutil.copy(run_path / "supervisord.log", path.with_suffix(".supervisord.log"))
             _record_journal(recorder, run_path)
             left = fleet.left(down_exit)
             recorder.record(msgspec.structs.replace(left, recorder_fds=max(0, _fds() - fds - 1)))  # its own file
@@ -145,7 +148,7 @@ def summary(events: Sequence[history.Event], violations: Sequence[Violation]) ->
     story = Story(events)
     looks = [event.at_s for event in events if isinstance(event, history.Looked)]
     periods = sorted(b - a for a, b in pairwise(looks)) or [0.0]
-    lives = [life for name, each in story.lives.items() if name != "supervisord" for life in each]
+    lives = [life for name, each in story.lives.items() if name != SUPERVISORD for life in each]
     outages = sorted(each.to_s - each.from_s for each in story.outages)
     grown: dict[str, list[tuple[float, float, float]]] = {}
     for kind, _, span_s, _, rss, fds in growth(events, story):

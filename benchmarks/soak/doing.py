@@ -210,21 +210,25 @@ class Doer:
             self._ceased(step)
 
     def _second_atlas(self, step: Step) -> None:
-        if not self._observer.answering.get("atlas"):
-            self._recorder.record(
-                Skipped(at_s=self._now_s(), number=step.number, fault=step.what, name="atlas", why="there is none")
-            )
-            return
-        self._told(step)
-        command = [sys.executable, "-m", "services.atlas"]
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(command, env=self._fleet.environment, stdout=quiet, stderr=quiet) as second:
-            try:
-                code = second.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                second.kill()
-                code = -1
-        self._recorder.record(Exited(at_s=self._now_s(), what=step.what, code=code))
+        with self._lock:  # supervisord is not killed meanwhile: of an ATLAS that is an orphan a second would take over
+            process, first = self._fleet.process, self._observer.main("atlas")
+            if process is None or first is None or first.supervisor != process.pid or not first.port:
+                why = "there is none of this supervisord's"
+                self._recorder.record(
+                    Skipped(at_s=self._now_s(), number=step.number, fault=step.what, name="atlas", why=why)
+                )
+                return
+            self._told(step)
+            command = [sys.executable, "-m", "services.atlas"]
+            quiet = subprocess.DEVNULL
+            with subprocess.Popen(command, env=self._fleet.environment, stdout=quiet, stderr=quiet) as second:
+                try:
+                    code = second.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    second.kill()
+                    code = -1
+            if self._observer.main("atlas") is first:  # else it had ended by then, and the second was the first
+                self._recorder.record(Exited(at_s=self._now_s(), what=step.what, code=code))
 
     def _socket_unlinked(self, step: Step) -> None:
         self._told(step)

@@ -102,6 +102,8 @@ class Bare(Struct, frozen=True, kw_only=True, tag_field="event", tag="bare"):
 
     at_s: float
     took_s: float
+    name: str = ""
+    """``atlas``, if it was that."""
     idle: bool = False
     """Before the fleet was."""
 

@@ -101,14 +101,15 @@ def allowance(story: Story, outage: Outage) -> dict[str, float]:
     ]
     faulty = [fault for life in story.lives[name] for fault in life.faults if fault.deadly and life.began_s <= to_s]
     ends = [life for life in story.lives[name] if life.ended_s is not None and from_s - 1.0 <= life.ended_s <= to_s]
-    starts = [life.began_s for life in story.lives[name] if from_s - 1.0 <= life.began_s <= to_s]
+    begun = [life for life in story.lives[name] if from_s - 1.0 <= life.began_s <= to_s]
+    starts = [story.start_s(name, life.began_s, min(life.ended_s or to_s, to_s)) for life in begun]
     orders = [span for span in story.orders(name, "restart", "stop", "start") if span.overlap_s(from_s - 1.0, to_s) > 0]
     replaced = any(span.overlap_s(from_s - 1.0, to_s) > 0 for span in story.unsupervised)
     return {
         "noticing": slowness * sum(fault.notice_s for fault in faults),
         "a fault that goes on": sum(fault.lasts_s for fault in faults),
         "backoff": sum(story.backoff_s(life) for life in ends),
-        "starting": sum(map(story.start_s, starts)) or SLACK * story.bare_s(from_s, to_s),
+        "starting": sum(starts) or SLACK * story.bare_s(from_s, to_s),
         "draining": (began.drain_s + 1.0) * bool(ends) + began.stop_wait_s * len(orders),
         "no supervisord": story.overlap_s(story.unsupervised, from_s, to_s),
         "its orphan": 0.0 if not replaced else (ORPHAN_GRACE_S if faulty else began.drain_s + 1.0),
@@ -138,7 +139,7 @@ def noticed(history: Sequence[Event], story: Story) -> Iterator[Violation]:
                     + story.late_s(fault.at_s, ended_s)
                 )
                 if any(span.overlap_s(fault.at_s - 1.0, ended_s) > 0 for span in story.unsupervised):
-                    allowed_s += ORPHAN_GRACE_S + story.start_s(ended_s)
+                    allowed_s += ORPHAN_GRACE_S + story.start_s(life.name, fault.at_s, ended_s)
                 if lasted_s > allowed_s and fault.at_s + allowed_s < story.ending_s:
                     text = f"{fault.fault} of pid {life.pid} ended it after {lasted_s:.1f} s; allowed: {allowed_s:.1f}"
                     if life.ended_s is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,6 @@ from bus.endpoints import RunDir
 from bus.messages import NodeStatus
 from bus.subscriber import Subscriber
 from bus.topics import NODE
-from tests.faults.fleet import is_answering
 from tests.faults.injections import Victim
 from tests.support import ServiceProcess, free_port, short_dir
 
@@ -80,6 +80,11 @@ class Known(msgspec.Struct):
     child: bool
     port: int = 0
     """That it listens on; 0: on none."""
+
+    @property
+    def supervisor(self) -> int:
+        """The pid of the supervisord that has started it."""
+        return int(self.mark.partition("/")[0] or 0)
 
 
 class Observer:
@@ -124,12 +129,17 @@ class Observer:
             self._known[pid] = Known(SUPERVISORD, pid, found[1], "", False)
             self._recorder.record(Appeared(at_s=time.monotonic(), name=SUPERVISORD, pid=pid, ticks=found[1]))
 
+    def main(self, name: str) -> Known | None:
+        """The process of that service: the one that listens, if one does."""
+        mains = [each for each in list(self._known.values()) if each.name == name and not each.child]
+        return max(mains, key=lambda each: bool(each.port), default=None)
+
     def victim(self, name: str) -> Victim | None:
         """The process that listens for that service."""
-        for each in list(self._known.values()):
-            if each.name == name and not each.child and each.port:
-                return Victim(name, each.pid, f"http://127.0.0.1:{each.port}", self._run_dir.path)
-        return None
+        main = self.main(name)
+        if main is None or not main.port:
+            return None
+        return Victim(name, main.pid, f"http://127.0.0.1:{main.port}", self._run_dir.path)
 
     def living(self) -> dict[int, Known]:
         """All processes of the fleet that were there at the last look."""
@@ -206,7 +216,11 @@ class Observer:
             for name in self._names:
                 with suppress(OSError):
                     self._inodes[self._run_dir.lock(name).stat().st_ino] = name
-        holders = {self._inodes[inode]: pid for inode, pid in locks().items() if inode in self._inodes}
+        holders = {
+            self._inodes[inode]: pid
+            for inode, pid in locks().items()
+            if inode in self._inodes and pid in self._known  # who has come during this look is met at the next
+        }
         for name in holders.keys() | self._holders.keys():
             if holders.get(name, 0) != self._holders.get(name, 0):
                 self._recorder.record(Holds(at_s=now_s, name=name, pid=holders.get(name, 0)))
@@ -317,18 +331,26 @@ class Observer:
             start_bare(self._recorder)
 
 
-def start_bare(recorder: Recorder, *, idle: bool = False) -> None:
-    """Start a service of the fleet's kind without any supervisor, record how long that took, and end it."""
+def start_bare(recorder: Recorder, name: str = "", *, idle: bool = False) -> None:
+    """Start a service of the fleet's kind, or ATLAS, without any supervisor; record how long that took, and end it."""
+    module = "services.atlas" if name == ATLAS else "tests.faults.faulty"
     with short_dir() as directory:
         port = free_port()
         began_s = time.monotonic()
-        with ServiceProcess(directory, "-m", "tests.faults.faulty", CDN_PORT=str(port)) as bare:
-            victim = Victim("bare", bare.pid, f"http://127.0.0.1:{port}", directory)
-            while not is_answering(victim) and bare.process.poll() is None:
+        with ServiceProcess(directory, "-m", module, CDN_PORT=str(port)) as bare:
+            while not _lives(port) and bare.process.poll() is None:
                 time.sleep(0.01)
             took_s = time.monotonic() - began_s
             if bare.process.poll() is None:  # else somebody else took the port
-                recorder.record(Bare(at_s=began_s, took_s=round(took_s, 4), idle=idle))
+                recorder.record(Bare(at_s=began_s, took_s=round(took_s, 4), name=name, idle=idle))
+
+
+def _lives(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def locks() -> dict[int, int]:

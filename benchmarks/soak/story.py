@@ -29,7 +29,7 @@ from benchmarks.soak.history import (
     Vanished,
 )
 
-SLACK = 3.0
+SLACK = 2.5
 """A start may take so many times as long as bare starts beside it: the worst was hardly among those."""
 LEAST_BARE_S = 0.1
 """A bare start counts as that long at least: below it, it is the scheduler that is measured."""
@@ -89,11 +89,14 @@ class Story:
         self.told: dict[str, list[Told]] = defaultdict(list)
         self.rows: dict[str, list[Row]] = defaultdict(list)
         self.died: list[Died] = []
-        self.bare = [event for event in history if isinstance(event, Bare)]
+        self.bare = [event for event in history if isinstance(event, Bare) and event.name != ATLAS]
         self.late = [event for event in history if isinstance(event, Late)]
         self.idle_bare_s = max(
             LEAST_BARE_S, statistics.median([each.took_s for each in self.bare if each.idle] or [LEAST_BARE_S])
         )
+        atlas_s = [event.took_s for event in history if isinstance(event, Bare) and event.name == ATLAS]
+        self.atlas_weight = max(1.0, statistics.median(atlas_s or [0.0]) / self.idle_bare_s)
+        """Its start takes so many times as long as a service's."""
         self.outages: list[Outage] = []
         self._starts_s: list[float] = []
         self._gather(history)
@@ -184,10 +187,11 @@ class Story:
         """How many times as long as on the idle machine things took."""
         return max(1.0, self.bare_s(from_s, to_s) / self.idle_bare_s)
 
-    def start_s(self, at_s: float) -> float:
-        """How long a start may take that begins then: as others that begin with it share the processors."""
-        beside = bisect_left(self._starts_s, at_s + 2.0) - bisect_left(self._starts_s, at_s - 2.0)
-        return SLACK * self.bare_s(at_s, at_s + 2.0) * (1.0 + beside / self.began.cores)
+    def start_s(self, name: str, from_s: float, to_s: float) -> float:
+        """How long a start may take in that time: others that begin in it, or just before, share the processors."""
+        beside = bisect_left(self._starts_s, to_s) - bisect_left(self._starts_s, from_s - 2.0)
+        weight = self.atlas_weight if name == ATLAS else 1.0
+        return SLACK * weight * self.bare_s(from_s, to_s) * (1.0 + beside / self.began.cores)
 
     def late_s(self, from_s: float, to_s: float) -> float:
         """How much of that time the recorder did not see."""
