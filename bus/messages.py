@@ -360,6 +360,8 @@ class Blocked(Facts, frozen=True, kw_only=True, tag="blocked"):
     """Id of the command that gave the rule."""
     by: str = ""
     """Who gave that."""
+    rate_per_s: float | None = None
+    """Of a deny: only what goes beyond so many requests a second is refused; None: everything."""
 
 
 class AlertState(StrEnum):

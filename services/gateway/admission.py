@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ipaddress import IPv6Address
 
 from cdn_daemon.web import Scope
-from services.gateway.blocklist import Blocklist, parse_address
+from services.gateway.blocklist import Blocklist, Network, Rule, parse_address
 from services.gateway.budget import Rates
 from services.gateway.errors import Refusal
 
@@ -23,6 +23,7 @@ class Admission:
         self._rates = rates
         self._inside: dict[asyncio.Task[object], str] = {}
         self._cut: set[asyncio.Task[object]] = set()
+        self._slowed: dict[Network, tuple[Rule, Rates]] = {}
         self.blocked = 0
         """Requests refused for their address."""
         self.limited = 0
@@ -49,16 +50,32 @@ class Admission:
         return address
 
     def spend(self, address: str | None) -> None:
-        """Count a request against its client's rate; raises Refusal if that is used up."""
-        if self._rates is None or address is None:
+        """Count a request against its client's rate, and a rule's; raises Refusal if one of them is used up."""
+        if address is None:
             return
-        wait_s = self._rates.wait_s(_who(address), time.monotonic())
+        now_s = time.monotonic()
+        if (rule := self._rules.slows(address, now_s)) is not None:
+            wait_s = self._rates_of(rule).wait_s("", now_s)
+            self._limit(wait_s, address, f"{rule.rate_per_s:g} a second from {rule.network}")
+        if self._rates is not None:
+            self._limit(self._rates.wait_s(_who(address), now_s), address)
+
+    def _rates_of(self, rule: Rule) -> Rates:
+        held, rates = self._slowed.get(rule.network, (None, None))
+        if rates is None or held != rule:
+            assert rule.rate_per_s is not None
+            rates = Rates(rule.rate_per_s, max(1.0, 2 * rule.rate_per_s))
+            self._slowed[rule.network] = rule, rates
+        return rates
+
+    def _limit(self, wait_s: float, address: str, limit: str | None = None) -> None:
         if wait_s:
             self.limited += 1
             raise Refusal(
                 429,
                 "cannot take so many requests from one client",
                 value=address,
+                limit=limit,
                 next=f"try again in {wait_s:.1f} s",
                 retry_after_s=math.ceil(wait_s),
             )
@@ -84,7 +101,10 @@ class Admission:
             self._cut.discard(task)
 
     def cut(self) -> None:
-        """End what is under way for clients that are blocked now."""
+        """End what is under way for clients that are blocked now; forget the rates of rules that are no more."""
+        for network, (rule, _) in list(self._slowed.items()):
+            if self._rules.get(network) != rule:
+                del self._slowed[network]
         for task, address in self._inside.items():
             if task not in self._cut and self.refusal(address) is not None:
                 self._cut.add(task)

@@ -1,8 +1,9 @@
-"""Which addresses are refused: deny and allow rules for networks, by longest prefix. Pure: time comes in as now_s.
+"""Which addresses are refused or slowed: rules for networks, by longest prefix. Pure: time comes in as now_s.
 
 One rule for each network, the last word of whoever gave it. What an allow rule
 covers is never refused, however long the prefix of a deny rule: it is the list of those who must
-not be locked out. Loopback is never refused unless the list was told that it may be.
+not be locked out. A rule with a rate refuses what goes beyond it, and takes nothing from a deny rule.
+Loopback is never refused unless the list was told that it may be.
 
 A dict for each length of prefix that is in use. 100,000 networks of 18 lengths: 2 to 4 µs a look-up for a client seen
 before, 6 to 8 for a new one, on a busy machine, in a request that takes a hundred times that. So no radix tree beside
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Literal
 
 from msgspec import Struct
 
@@ -37,6 +39,13 @@ class Rule(Struct, frozen=True, kw_only=True):
     ends_s: float = math.inf
     command: str = ""
     """Who gave it: the id of the command."""
+    rate_per_s: float | None = None
+    """Requests a second that are let in from all of the network together; None: none, or, if it allows, all."""
+
+    @property
+    def kind(self) -> Literal["allow", "deny", "slow"]:
+        """What it does."""
+        return "allow" if self.allow else "deny" if self.rate_per_s is None else "slow"
 
 
 def parse_network(text: str, version: int) -> Network:
@@ -110,7 +119,7 @@ class Blocklist:
         self._may_block_loopback = may_block_loopback
         self._rules: dict[Network, Rule] = {}
         self._trees = {
-            (version, allow): _Tree(bits) for version, bits in ((4, 32), (6, 128)) for allow in (False, True)
+            (version, kind): _Tree(bits) for version, bits in ((4, 32), (6, 128)) for kind in ("allow", "deny", "slow")
         }
 
     def __len__(self) -> int:
@@ -127,24 +136,31 @@ class Blocklist:
         """This is so for its network from now on, whatever was before."""
         held = self._rules.get(rule.network)
         self._rules[rule.network] = rule
-        self._trees[rule.network.version, rule.allow].put(rule)
-        if held is not None and held.allow != rule.allow:
-            self._trees[rule.network.version, held.allow].remove(rule.network)
+        self._trees[rule.network.version, rule.kind].put(rule)
+        if held is not None and held.kind != rule.kind:
+            self._trees[rule.network.version, held.kind].remove(rule.network)
 
     def remove(self, network: Network) -> Rule | None:
         """Forget the network's own rule; return it."""
         rule = self._rules.pop(network, None)
         if rule is not None:
-            self._trees[network.version, rule.allow].remove(network)
+            self._trees[network.version, rule.kind].remove(network)
         return rule
 
     def refuses(self, client: str, now_s: float) -> Rule | None:
         """The rule by which the address is refused, None if it is not; nonsense is not."""
+        return self._match(client, "deny", now_s)
+
+    def slows(self, client: str, now_s: float) -> Rule | None:
+        """The rule by which the address may ask only so often, None if there is none."""
+        return self._match(client, "slow", now_s)
+
+    def _match(self, client: str, kind: str, now_s: float) -> Rule | None:
         if not self._rules or (numbers := _numbers(client)) is None:
             return None
         value, version, is_loopback = numbers
-        rule = self._trees[version, False].match(value, now_s)
-        if rule is None or self._trees[version, True].match(value, now_s) is not None:
+        rule = self._trees[version, kind].match(value, now_s)
+        if rule is None or self._trees[version, "allow"].match(value, now_s) is not None:
             return None
         return None if is_loopback and not self._may_block_loopback else rule
 

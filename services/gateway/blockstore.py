@@ -25,16 +25,20 @@ log = logging.getLogger(__name__)
 COMMANDS_KEPT = 10_000
 TOLD_KEPT_S, TOLD_KEPT = 600.0, 1000
 """What has become of the list is told again for so long by who comes after this process: it may not have been heard."""
-_VERSION = 1
+_VERSION = 2
+"""1 had no rates."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS rules (
-    network TEXT PRIMARY KEY, allow INTEGER NOT NULL, starts_s REAL NOT NULL, ends_s REAL, command TEXT NOT NULL
+    network TEXT PRIMARY KEY, allow INTEGER NOT NULL, starts_s REAL NOT NULL, ends_s REAL, command TEXT NOT NULL,
+    rate_per_s REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commands (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, content BLOB NOT NULL, answer BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS told (number INTEGER PRIMARY KEY, at_s REAL NOT NULL, told BLOB NOT NULL);
 """
+
+_FROM_1 = "BEGIN IMMEDIATE; ALTER TABLE rules ADD COLUMN rate_per_s REAL; PRAGMA user_version=2; COMMIT;"
 
 
 class StoreError(Exception):
@@ -85,8 +89,10 @@ class BlockStore:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
+            if version not in (0, 1, _VERSION):
                 raise ValueError(f"its version is {version}, this reads {_VERSION}")
+            if version == 1:
+                db.executescript(_FROM_1)
             db.executescript(_TABLES + f"PRAGMA user_version={_VERSION};")
             self._load(db)
         except BaseException:
@@ -96,8 +102,10 @@ class BlockStore:
 
     def _load(self, db: sqlite3.Connection) -> None:
         ahead_s = time.monotonic() - time.time()
-        for network, allow, starts_s, ends_s, command in db.execute(
-            "SELECT network, allow, starts_s, ends_s, command FROM rules"
+        (version,) = db.execute("PRAGMA user_version").fetchone()  # 1 on a disk that takes nothing new
+        rate = "NULL" if version == 1 else "rate_per_s"
+        for network, allow, starts_s, ends_s, command, rate_per_s in db.execute(
+            f"SELECT network, allow, starts_s, ends_s, command, {rate} FROM rules"
         ):
             self.rules.put(
                 Rule(
@@ -106,6 +114,7 @@ class BlockStore:
                     starts_s=starts_s + ahead_s,
                     ends_s=math.inf if ends_s is None else ends_s + ahead_s,
                     command=command,
+                    rate_per_s=rate_per_s,
                 )
             )
 
@@ -180,8 +189,15 @@ class BlockStore:
             ahead_s = time.monotonic() - time.time()
             ends_s = None if math.isinf(change.ends_s) else change.ends_s - ahead_s
             db.execute(
-                "INSERT OR REPLACE INTO rules VALUES (?, ?, ?, ?, ?)",
-                (str(change.network), change.allow, change.starts_s - ahead_s, ends_s, change.command),
+                "INSERT OR REPLACE INTO rules VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    str(change.network),
+                    change.allow,
+                    change.starts_s - ahead_s,
+                    ends_s,
+                    change.command,
+                    change.rate_per_s,
+                ),
             )
         elif change is not None:
             db.execute("DELETE FROM rules WHERE network = ?", (str(change),))

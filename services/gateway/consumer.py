@@ -147,6 +147,7 @@ def blocked_of(change: Rule | Network, command: str, by: str, *, ahead_s: float)
         until_s=None if math.isinf(change.ends_s) else change.ends_s + ahead_s,
         rule=command,
         by=by,
+        rate_per_s=change.rate_per_s,
     )
 
 
@@ -154,7 +155,10 @@ def in_words(blocked: Blocked) -> str:
     """For people: ``203.0.113.0/24 is refused until 2026-11-23 16:20:13 UTC``."""
     if blocked.action == "delete":
         return f"{blocked.network} has no rule any more"
-    text = f"{blocked.network} is {'refused' if blocked.action == 'deny' else 'never refused'}"
+    if blocked.rate_per_s is not None:
+        text = f"{blocked.network} is refused beyond {blocked.rate_per_s:g} requests a second"
+    else:
+        text = f"{blocked.network} is {'refused' if blocked.action == 'deny' else 'never refused'}"
     if blocked.until_s is None:
         return text
     return f"{text} until {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(blocked.until_s))} UTC"

@@ -115,15 +115,20 @@ def orient(observation: Observation) -> Picture:
     return Picture(services=services)
 
 
+def _worse(bargain: Bargain, name: str) -> float:
+    """How many times what its peers cost the instance does at least; 0 if it or they cannot be judged."""
+    peers = sorted(peer_s for peer, (_, peer_s) in bargain.instances.items() if peer != name)
+    if not peers or name not in bargain.instances:
+        return 0.0
+    return bargain.instances[name][0] / peers[len(peers) // 2]  # of an even number the upper one: it accuses less
+
+
 def decide(picture: Picture, held: Collection[Weigh]) -> Weigh | None:
     """Less for the instance that is the worst bargain beside its peers, or nothing."""
     worst: tuple[float, Weigh] | None = None
     for service, bargain in picture.services.items():
-        for name, (own_s, _) in bargain.instances.items():
-            peers = sorted(peer_s for peer, (_, peer_s) in bargain.instances.items() if peer != name)
-            if not peers:
-                continue
-            ratio = own_s / peers[len(peers) // 2]  # of an even number the upper one: it accuses less
+        for name in bargain.instances:
+            ratio = _worse(bargain, name)
             weight = bargain.weights.get(name, 1.0) / STEP
             others = sum(1 for other in bargain.weights if other != name)
             choice = Weigh(service=service, instance=name, weight=weight)
@@ -132,6 +137,19 @@ def decide(picture: Picture, held: Collection[Weigh]) -> Weigh | None:
             if worst is None or ratio > worst[0]:
                 worst = (ratio, choice)
     return worst[1] if worst else None
+
+
+def cost(picture: Picture, decision: Weigh) -> float | None:
+    """Of the whole service: what one instance is spared must not cost the others more.
+
+    None of a picture from before the decision in which there was nothing wrong with the instance yet: less than
+    that no weight could make it.
+    """
+    bargain = picture.services.get(decision.service)
+    if bargain is None:
+        return None
+    is_before = bargain.weights.get(decision.instance, 1.0) > decision.weight
+    return None if is_before and _worse(bargain, decision.instance) < WORSE else bargain.cost_s
 
 
 @dataclass
@@ -206,17 +224,18 @@ class RoutingOptimizer(OodaLoop[Observation, Picture, Weigh]):
         return decide(picture, self.held)
 
     def cost(self, picture: Picture, decision: Weigh) -> float | None:
-        """Of the whole service: what one instance is spared must not cost the others more."""
-        bargain = picture.services.get(decision.service)
-        return bargain.cost_s if bargain else None
+        """See cost."""
+        return cost(picture, decision)
 
     def act(self, decision: Weigh) -> None:
-        """Set the weight, for a lease."""
+        """Set the weight, for a lease. The window begins anew: what was before it is no effect of it."""
+        self._totals.clear()
         self._leases[decision.instance] = self._ledger.clock() + self._lease_s
         self._balance.weights = {**self._balance.weights, decision.instance: decision.weight}
 
     def undo(self, decision: Weigh) -> None:
         """As it was one step before."""
+        self._totals.clear()
         weights = {**self._balance.weights, decision.instance: decision.weight * STEP}
         if weights[decision.instance] >= 1:
             del weights[decision.instance]

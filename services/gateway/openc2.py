@@ -59,6 +59,8 @@ class OwnArgs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     cause: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,256}\Z")] | None = None
     """Id of the event on the bus that the command is because of."""
+    rate_per_s: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] | None = None
+    """Of a deny: only what goes beyond so many requests a second, of all of the network together, is refused."""
 
 
 class Args(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +120,8 @@ def read(body: bytes, request_id: str | None) -> Command:
         args = msgspec.convert(raw.args, Args)
     except msgspec.ValidationError as error:
         raise Failed(400, f"cannot take the arguments: {error}") from error
+    if args.own.rate_per_s is not None and raw.action != "deny":
+        raise Failed(400, f"cannot {raw.action} at a rate: only deny takes rate_per_s")
     if target == "features":
         if not isinstance(value, list) or not set(map(str, value)) <= set(FEATURES):
             raise Failed(400, f"cannot tell features {str(value)[:100]}: they are {', '.join(FEATURES)}")
@@ -182,6 +186,7 @@ def carry_out(
         starts_s=now_s + (start - now_ms) / 1000,
         ends_s=now_s + (stop - now_ms) / 1000,
         command=command.id or "",
+        rate_per_s=command.args.own.rate_per_s,
     )
     return Answer(status=200, status_text=TEXTS[200]), rule
 
@@ -190,10 +195,12 @@ def _shown(rule: Rule, now_s: float, now_ms: float) -> dict[str, Any]:
     def ms(at_s: float) -> int | None:
         return None if math.isinf(at_s) else round(now_ms + (at_s - now_s) * 1000)
 
+    rate = {} if rule.rate_per_s is None else {"rate_per_s": rule.rate_per_s}
     return {
         "network": str(rule.network),
         "action": "allow" if rule.allow else "deny",
         "start_time": ms(rule.starts_s),
         "stop_time": ms(rule.ends_s),
         "command_id": rule.command,
+        **rate,
     }

@@ -153,13 +153,13 @@ class Gateways:
             return [f"{one.instance}: {one.error}" for one in self._gateways.values() if one.is_known and one.error]
 
     def does(self, network: Network) -> dict[str, str]:
-        """What each gateway does about a wanted ban: ``denied``, or why not."""
+        """What each gateway does about a wanted ban: ``denied``, ``slowed``, or why neither."""
         now_s, found = self._clock(), {}
         with self._lock:
             for gateway in self._gateways.values():
                 rule = gateway.rules.get(network)
                 if rule is not None and not rule.allow and rule.until_s > now_s:
-                    found[gateway.instance] = "denied"
+                    found[gateway.instance] = "denied" if rule.rate_per_s is None else "slowed"
                 else:
                     found[gateway.instance] = gateway.refused.get(network) or gateway.error or "waiting"
         return found
@@ -276,8 +276,11 @@ class Gateways:
         before, gateway.rules = gateway.rules, found
         wanted = self._wanted()
         for network, rule in found.items():
-            if network in wanted and network not in before and not rule.allow:
-                self._confirm(wanted[network], gateway.instance, "")
+            ban = wanted.get(network)
+            if ban is None or network in before or rule.allow:
+                continue
+            if rule.rate_per_s in (None, openc2.rate_of(ban)):
+                self._confirm(ban, gateway.instance, "")
 
     def _query(self, gateway: Gateway, network: str, version: int) -> dict[Network, Rule]:
         """The gateway's rules that have to do with the network."""
@@ -319,8 +322,9 @@ class Gateways:
             return
         ban = order.ban
         if status == 200:
-            gateway.rules[ban.network] = Rule(until_s=ban.until_s, ours=True)
-            log.info("%s refuses %s for %.0f s", gateway.instance, ban.network, ban.until_s - self._clock())
+            gateway.rules[ban.network] = Rule(until_s=ban.until_s, ours=True, rate_per_s=openc2.rate_of(ban))
+            does = "refuses" if ban.kind == "ban" else "slows"
+            log.info("%s %s %s for %.0f s", gateway.instance, does, ban.network, ban.until_s - self._clock())
             self._confirm(ban, gateway.instance, "")
         elif status in (400, 501):
             gateway.refused[ban.network] = text

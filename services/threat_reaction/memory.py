@@ -27,6 +27,7 @@ FIRST_BAN_S = 240.0
 BAN_FACTOR = 4.0
 LONGEST_BAN_S = 604_800.0
 PAUSE_S = 10.0
+"""What disrupt slows somebody for, unless its playbook says."""
 HALF_LIFE_S = 2 * 86_400.0
 """After so long without another ban, a ban counts half."""
 TRUST_S = 7 * 86_400.0

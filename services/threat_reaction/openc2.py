@@ -23,6 +23,8 @@ OURS = "tr-"
 QUERIED_MAX = 1000
 """Rules in one answer of the gateway's; with as many there may be more."""
 SLACK_S = 2.0
+SLOWED_PER_S = 0.2
+"""Requests a second that are let in of what is throttled."""
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -32,10 +34,12 @@ class Rule(Struct, frozen=True, kw_only=True):
     until_s: float
     ours: bool
     allow: bool = False
+    rate_per_s: float | None = None
+    """What it lets in; None: nothing."""
 
 
 class Deny(Struct, frozen=True, kw_only=True):
-    """The gateway is to refuse the network."""
+    """The gateway is to refuse the network, or all of it beyond a rate."""
 
     ban: Ban
 
@@ -73,8 +77,14 @@ def _is_due(ban: Ban, rule: Rule | None, now_s: float) -> bool:
     if rule is None or rule.until_s <= now_s:
         return True
     if rule.ours:
-        return abs(rule.until_s - ban.until_s) > SLACK_S
-    return not rule.allow and rule.until_s < ban.until_s - SLACK_S
+        return abs(rule.until_s - ban.until_s) > SLACK_S or rule.rate_per_s != rate_of(ban)
+    weaker = rate_of(ban) is not None and rule.rate_per_s is None
+    return not rule.allow and rule.until_s < ban.until_s - SLACK_S and not weaker
+
+
+def rate_of(ban: Ban) -> float | None:
+    """Requests a second that are let in all the same; None: none."""
+    return SLOWED_PER_S if ban.kind == "throttle" else None
 
 
 def _target(network: Network) -> dict[str, str]:
@@ -89,8 +99,9 @@ def command(order: Order, nonce: str, now_s: float) -> bytes:
         )
     ban = order.ban
     args: dict[str, Any] = {"duration": max(1, math.ceil((ban.until_s - now_s) * 1000))}
-    if ban.cause is not None:
-        args[PROFILE] = {"cause": ban.cause}
+    own = {"cause": ban.cause, "rate_per_s": rate_of(ban)}
+    if any(value is not None for value in own.values()):
+        args[PROFILE] = {name: value for name, value in own.items() if value is not None}
     return msgspec.json.encode(
         {
             "action": "deny",
@@ -111,6 +122,7 @@ class _Shown(Struct, frozen=True):
     action: str
     stop_time: int | None = None
     command_id: str = ""
+    rate_per_s: float | None = None
 
 
 class _Results(Struct, frozen=True):
@@ -138,7 +150,12 @@ def read_rules(body: bytes, *, ahead_s: float) -> dict[Network, Rule]:
         except ValueError as error:
             raise BadAnswerError(f"cannot read a rule of the gateway: {error}") from error
         until_s = math.inf if shown.stop_time is None else shown.stop_time / 1000 + ahead_s
-        rules[network] = Rule(until_s=until_s, ours=shown.command_id.startswith(OURS), allow=shown.action == "allow")
+        rules[network] = Rule(
+            until_s=until_s,
+            ours=shown.command_id.startswith(OURS),
+            allow=shown.action == "allow",
+            rate_per_s=shown.rate_per_s,
+        )
     return rules
 
 

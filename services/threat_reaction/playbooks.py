@@ -52,7 +52,7 @@ class Condition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class Action(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="action"):
-    """What is done: hunt and detect tell, disrupt pauses the address, disable bans it, dominate bans its prefix."""
+    """What is done: hunt and detect tell, disrupt slows the address, disable bans it, dominate bans its prefix."""
 
     action: Verb
     for_s: Seconds | None = None

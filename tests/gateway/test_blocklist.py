@@ -56,6 +56,24 @@ def test_allow_over_deny() -> None:
     assert (by(rules, "10.1.9.9"), by(rules, "10.1.2.3")) == ("10.0.0.0/8", "10.1.2.3/32")
 
 
+def test_a_rate_takes_nothing_from_a_deny_rule() -> None:
+    """A longer prefix that is only slowed stays refused; what is allowed is not slowed; the last word counts."""
+    rules = Blocklist()
+    wide, one = parse_network("203.0.113.0/24", 4), parse_network("203.0.113.7", 4)
+    slow = Rule(network=one, allow=False, starts_s=0.0, rate_per_s=0.5)
+    rules.put(slow)
+    assert (rules.refuses("203.0.113.7", 1.0), rules.slows("203.0.113.7", 1.0)) == (None, slow)
+    assert rules.slows("203.0.113.8", 1.0) is None
+    rules.put(Rule(network=wide, allow=False, starts_s=0.0))
+    assert rules.refuses("203.0.113.7", 1.0) is not None
+    rules.put(Rule(network=wide, allow=True, starts_s=0.0))
+    assert (rules.refuses("203.0.113.7", 1.0), rules.slows("203.0.113.7", 1.0)) == (None, None)
+    rules.remove(wide)
+    rules.put(Rule(network=one, allow=False, starts_s=0.0))
+    assert rules.slows("203.0.113.7", 1.0) is None
+    assert rules.refuses("203.0.113.7", 1.0) is not None
+
+
 def test_times() -> None:
     """From its start to its end, and what is wider holds before and after."""
     rules = of(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,48 @@ def test_deny_allow_delete(fleet: Fleet) -> None:
         counted = 'gateway_openc2_commands_total{action="deny",status="200"}'
         until(lambda: fleet.metrics().get(counted, 0) >= 2, what="commands are counted")
         assert fleet.metrics()["gateway_blocked_total"] >= 4
+
+
+def test_a_network_is_slowed(fleet: Fleet) -> None:
+    """By a deny with a rate: what goes beyond it gets 429, for all of the network together; others are served."""
+    args = {"x-cdn-gateway": {"rate_per_s": 0.001}}
+    with fleet.instance("slowed", echoing_heads):
+        fleet.routed("slowed")
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.80/31"}, args=args)[0] == 200
+        assert [ask(fleet, f"198.51.100.{last}", "/slowed/") for last in (80, 81, 80, 82)] == [200, 429, 429, 200]
+        refused = fleet.ask("GET", "/slowed/", "X-Forwarded-For: 198.51.100.80")
+        assert refused.error["limit"] == "0.001 a second from 198.51.100.80/31"
+        assert 0 < int(refused.one("retry-after") or 0) <= 1000
+        (shown,) = order(fleet, "query", {"ipv4_net": "198.51.100.80"})[1]["results"]["x-cdn-gateway"]["rules"]
+        assert (shown["action"], shown["rate_per_s"]) == ("deny", 0.001)
+        assert order(fleet, "deny", {"ipv4_net": "198.51.100.80/31"})[0] == 200
+        assert ask(fleet, "198.51.100.81", "/slowed/") == 403
+        assert order(fleet, "delete", {"ipv4_net": "198.51.100.80/31"})[0] == 200
+        assert ask(fleet, "198.51.100.81", "/slowed/") == 200
+
+
+def test_a_list_from_before_there_were_rates(tmp_path: Path) -> None:
+    """It is read, and takes rates from then on."""
+    path = tmp_path / "blocks.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.execute(
+            "CREATE TABLE rules (network TEXT PRIMARY KEY, allow INTEGER NOT NULL, starts_s REAL NOT NULL,"
+            " ends_s REAL, command TEXT NOT NULL) WITHOUT ROWID"
+        )
+        old.execute("INSERT INTO rules VALUES ('192.0.2.0/24', 0, 0, NULL, 'c')")
+        old.execute("PRAGMA user_version=1")
+        old.commit()
+    network = parse_network("198.51.100.0/24", 4)
+    slow = Rule(network=network, allow=False, starts_s=time.monotonic(), rate_per_s=0.5)
+    for _ in range(2):
+        store = BlockStore(path, Blocklist())
+        store.open()
+        assert store.rules.refuses("192.0.2.1", time.monotonic()) is not None
+        store.once("slow", b"x", lambda: (b"{}", slow), lambda _: b"{}")
+        found = store.rules.slows("198.51.100.9", time.monotonic())
+        assert found is not None
+        assert found.rate_per_s == 0.5
+        store.close()
 
 
 def test_what_a_client_says_of_itself_counts_only_from_the_proxy(fleet: Fleet) -> None:
@@ -195,6 +239,9 @@ def test_features(fleet: Fleet) -> None:
     ("command", "status"),
     [
         (b"", 400),
+        (b'{"action":"allow","target":{"ipv4_net":"192.0.2.1"},"args":{"x-cdn-gateway":{"rate_per_s":1}}}', 400),
+        (b'{"action":"deny","target":{"ipv4_net":"192.0.2.1"},"args":{"x-cdn-gateway":{"rate_per_s":0}}}', 400),
+        (b'{"action":"deny","target":{"ipv4_net":"192.0.2.1"},"args":{"x-cdn-gateway":{"rate_per_s":NaN}}}', 400),
         (b"[]", 400),
         (b'{"action": "deny"}', 400),
         (b"[" * 10000, 400),

@@ -56,6 +56,30 @@ def test_from_a_sighting_to_a_403(run_path: Path) -> None:
         ]
 
 
+def test_disrupt_slows(run_path: Path) -> None:
+    """By a rate at the gateway, once it is approved; and a ban in its place refuses."""
+    playbook = {
+        "steps": {
+            "start": {"type": "start", "on": ["port_scan"], "next": "slow"},
+            "slow": {"type": "action", "action": "disrupt", "for_s": 600, "next": "end"},
+            "end": {"type": "end"},
+        }
+    }
+    with a_fleet(run_path, **PROXIED) as fleet, reacting(run_path) as (client, _):
+        assert client.call("PUT", "/playbooks/scans?by=alice", playbook).status == 201
+        (reaction,) = client.see(ATTACKER, "port_scan")["reactions"]
+        assert asked(fleet.port, ATTACKER) == 404
+        assert client.order(reaction["id"], "approve").status == 200
+        until(lambda: client.get(f"/reactions/{reaction['id']}")["state"] == "executed", what="the gateway's word")
+        statuses = {asked(fleet.port, ATTACKER) for _ in range(20)}
+        assert statuses <= {404, 429}
+        until(lambda: asked(fleet.port, ATTACKER) == 429, what="it asks too much")
+        (ban,) = client.get("/bans")["bans"]
+        assert (ban["kind"], ban["gateways"]) == ("throttle", {"gateway-primary": "slowed"})
+        client.ban(ATTACKER)
+        refused(fleet.port, ATTACKER)
+
+
 def test_a_ban_ends_by_itself_even_if_nobody_is_left_to_lift_it(run_path: Path) -> None:
     """Killed after it has told the gateway; the ban lasts as long as it was to, and no longer."""
     with a_fleet(run_path, **PROXIED) as fleet:

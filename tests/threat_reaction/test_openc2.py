@@ -8,10 +8,12 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from services.threat_reaction.memory import Ban
 from services.threat_reaction.networks import Network, read_network
 from services.threat_reaction.openc2 import (
+    SLOWED_PER_S,
     BadAnswerError,
     Delete,
     Deny,
@@ -94,6 +96,34 @@ def test_a_command() -> None:
     }
     sent = json.loads(command(Delete(network=read_network("2001:db8::/64")), "0123456789abcdef", 40.0))
     assert sent["target"] == {"ipv6_net": "2001:db8::/64"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "is_due"),
+    [
+        ("throttle", None, True),
+        ("throttle", Rule(until_s=100.0, ours=True, rate_per_s=SLOWED_PER_S), False),
+        ("throttle", Rule(until_s=100.0, ours=True), True),
+        ("ban", Rule(until_s=100.0, ours=True, rate_per_s=SLOWED_PER_S), True),
+        ("throttle", Rule(until_s=5.0, ours=False), False),
+        ("throttle", Rule(until_s=5.0, ours=False, rate_per_s=9.0), True),
+        ("ban", Rule(until_s=5.0, ours=False, rate_per_s=9.0), True),
+        ("ban", Rule(until_s=500.0, ours=False, rate_per_s=9.0), False),
+    ],
+)
+def test_slowed_is_not_refused(kind: str, rule: Rule | None, is_due: bool) -> None:
+    """One becomes the other when that is wanted; what an operator refuses is not let in slowly."""
+    wanted = {NET: replace(ban(), kind=kind)}
+    assert bool(orders(wanted, {} if rule is None else {NET: rule}, 1.0)) is is_due
+
+
+def test_a_command_to_slow() -> None:
+    """A deny with a rate, in the gateway's own words; an answer has it again."""
+    told = json.loads(command(Deny(ban=replace(ban(), kind="throttle")), "n", 1.0))
+    assert (told["action"], told["args"]["x-cdn-gateway"]) == ("deny", {"rate_per_s": SLOWED_PER_S})
+    shown = {"network": str(NET), "action": "deny", "command_id": "tr-7-n", "rate_per_s": SLOWED_PER_S}
+    body = json.dumps({"status": 200, "results": {"x-cdn-gateway": {"rules": [shown]}}}).encode()
+    assert read_rules(body, ahead_s=0.0)[NET].rate_per_s == SLOWED_PER_S
 
 
 def test_an_answer() -> None:
