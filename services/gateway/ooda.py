@@ -148,8 +148,9 @@ def cost(picture: Picture, decision: Weigh) -> float | None:
     bargain = picture.services.get(decision.service)
     if bargain is None:
         return None
-    is_before = bargain.weights.get(decision.instance, 1.0) > decision.weight
-    return None if is_before and _worse(bargain, decision.instance) < WORSE else bargain.cost_s
+    weight = bargain.weights.get(decision.instance, 1.0) if decision.instance in bargain.instances else 0.0
+    was_well = weight > decision.weight and _worse(bargain, decision.instance) < WORSE
+    return None if was_well else bargain.cost_s
 
 
 @dataclass
