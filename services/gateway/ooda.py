@@ -139,20 +139,6 @@ def decide(picture: Picture, held: Collection[Weigh]) -> Weigh | None:
     return worst[1] if worst else None
 
 
-def cost(picture: Picture, decision: Weigh) -> float | None:
-    """Of the whole service: what one instance is spared must not cost the others more.
-
-    None of a picture from before the decision in which there was nothing wrong with the instance yet: less than
-    that no weight could make it.
-    """
-    bargain = picture.services.get(decision.service)
-    if bargain is None:
-        return None
-    weight = bargain.weights.get(decision.instance, 1.0) if decision.instance in bargain.instances else 0.0
-    was_well = weight > decision.weight and _worse(bargain, decision.instance) < WORSE
-    return None if was_well else bargain.cost_s
-
-
 @dataclass
 class _Totals:
     good: int = 0
@@ -225,8 +211,15 @@ class RoutingOptimizer(OodaLoop[Observation, Picture, Weigh]):
         return decide(picture, self.held)
 
     def cost(self, picture: Picture, decision: Weigh) -> float | None:
-        """See cost."""
-        return cost(picture, decision)
+        """Of the whole service: what one instance is spared must not cost the others more.
+
+        None of a picture from before the change in which there was nothing wrong with the instance yet: less than
+        that no weight could make it.
+        """
+        bargain = picture.services.get(decision.service)
+        if bargain is None or (self._settling is None and _worse(bargain, decision.instance) < WORSE):
+            return None
+        return bargain.cost_s
 
     def act(self, decision: Weigh) -> None:
         """Set the weight, for a lease. The window begins anew: what was before it is no effect of it."""

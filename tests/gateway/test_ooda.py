@@ -124,10 +124,11 @@ def test_an_instance_that_fails_a_little_gets_less_and_that_is_kept() -> None:
     assert world.balance.weights == {}, "the lease is over"
 
 
-def test_what_falls_ill_after_a_calm_time_is_judged_by_its_illness() -> None:
-    """What its service cost before anything was wrong is nothing that less for it could lower."""
+@pytest.mark.parametrize("before_per_s", [200, 6])
+def test_what_falls_ill_after_a_calm_time_is_judged_by_its_illness(before_per_s: int) -> None:
+    """What its service cost before anything was seen to be wrong is nothing that less for it could lower."""
     world = World({})
-    world.run(20)
+    world.run(20, before_per_s)
     world.error_shares = {"c": 0.09}
     world.run(20)
     assert (world.loop.kept, world.loop.undone) == (1, 0), [cycle.effect for cycle in world.loop.actions]
