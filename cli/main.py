@@ -45,6 +45,7 @@ COMMANDS = {
     "is-active": "Say whether services run.",
     "is-failed": "Say whether services have failed.",
     "doctor": "Check the whole set-up, and say how to mend it.",
+    "demo": "Play a small real story through all services.",
     "init": "Write a configuration to begin with.",
     "completion": "Print what makes a shell complete cdnctl's words.",
     "version": "Show the version.",
