@@ -4,7 +4,8 @@ supervisor stays as it is on disk; what is bent is bent on the objects of this
 one supervisord:
 
 - each process object gets a class of ours in front of its own (adopt), which asks a Keeper before every
-  transition and tells it of every state, spawn and end, and spawns without fork(2) (_Warded, keep_descriptors);
+  transition and tells it of every state, spawn and end, and spawns without fork(2), and without a log if that cannot
+  be opened (_Warded, keep_descriptors);
 - ``supervisor.stopProcess``, while waiting, no longer makes the loop spin, and waits for the end of the process that
   it was to stop, whatever follows on that (calm_waiting_stops);
 - its listening Unix socket is made anew if its path is gone (reopen_unix_servers);
@@ -43,6 +44,11 @@ Process = Any  # a supervisor.process.Subprocess
 Supervisord = Any  # a supervisor.supervisord.Supervisor
 
 
+_TO_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+_OF_SUPERVISORD = (errno.EMFILE, errno.ENFILE)
+"""It is short of descriptors itself, which says nothing of a log."""
+
+
 class UnsupportedVersion(Exception):
     """supervisor is of a version that this was not written against."""
 
@@ -69,6 +75,9 @@ class Keeper(Protocol):
 
     def spawned(self, process: Process) -> None:
         """A spawn was tried; without pid it has failed, and spawnerr says why."""
+
+    def log_lost(self, process: Process, error: OSError) -> None:
+        """A log of it cannot be opened, so that what it writes there is lost until its next start."""
 
     def child_environment(self, process: Process) -> Mapping[str, str]:
         """What the child's environment has beside supervisor's."""
@@ -124,14 +133,37 @@ class _Warded:
 
     def _spawn(self) -> int | None:
         self._environment = self.keeper.child_environment(self)
-        options = self.config.options
+        config, options = self.config, self.config.options
+        lost = self._lost_logs()
         options.fork = _no_fork
         try:
+            for key in lost:
+                setattr(config, key, None)
             pid: int | None = super().spawn()  # type: ignore[misc]
         finally:
             del options.fork
+            for key, path in lost.items():
+                setattr(config, key, path)
         self.keeper.spawned(self)
         return pid
+
+    def _lost_logs(self) -> dict[str, str]:
+        """Which logs cannot be opened, by their keys: for that stock would not start it, and give it up in the end.
+
+        Without them stock reads its output and drops it.
+        """
+        lost: dict[str, str] = {}
+        for key in ("stdout_logfile", "stderr_logfile"):
+            path = _file(getattr(self.config, key))
+            if path is None or (os.path.exists(path) and not os.path.isfile(path)):
+                continue  # whoever reads a pipe would see it end
+            try:
+                os.close(os.open(path, _TO_APPEND, 0o666))
+            except OSError as error:
+                if error.errno not in _OF_SUPERVISORD:
+                    lost[key] = path
+                    self.keeper.log_lost(self, error)
+        return lost
 
     def _spawn_as_child(self, filename: str, argv: list[str]) -> int | None:
         """Where stock spawn goes if fork(2) says 0: here still in supervisord, as nothing has been forked."""

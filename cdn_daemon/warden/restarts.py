@@ -138,6 +138,11 @@ class Restarts:
         program.held_since_s = now_s if waits else None
         return program.held_since_s is None
 
+    @guarded(None)
+    def log_lost(self, process: Process, error: OSError) -> None:
+        """Its log cannot be opened: it is started without, and that is told."""
+        self.boundary.survived(f"opening the log of {process.program.name}", error)
+
     @guarded(_NOTHING_MORE)
     def child_environment(self, process: Process) -> Mapping[str, str]:
         """What tells the child where we are."""
