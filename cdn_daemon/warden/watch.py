@@ -1,8 +1,8 @@
 """Keeps the judge's books: who was heard when, and what /proc said of those who were not.
 
 judge.py decides; this file samples, bounded in what it does in one tick. Watched is
-who is said to beat, from READY=1 on, and who has sent WATCHDOG=1; nobody whose
-``watchdog_s`` is 0.
+who is said to beat, from READY=1 on, who has sent WATCHDOG=1, and who is stopped while
+READY=1 is waited for; nobody whose ``watchdog_s`` is 0.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def _is_watched(program: Program, life: Incarnation) -> bool:
         return False
     if life.trigger is not None and program.state in (ProcessState.STARTING, ProcessState.RUNNING):
         return True
+    if program.is_awaited and life.stopped_since_s is not None and program.settings.watchdog_s > 0.0:
+        return True  # it will not get ready
     return (
         program.state is ProcessState.RUNNING
         and life.heard_s is not None

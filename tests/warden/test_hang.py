@@ -47,6 +47,17 @@ def test_a_stopped_program_is_replaced(run_dir: Path, atlas: FakeAtlas) -> None:
         assert report.last_status == "serving"
 
 
+def test_a_program_that_is_stopped_before_it_is_ready_is_replaced(run_dir: Path, atlas: FakeAtlas) -> None:
+    """It is not waited for until its ready_s is over: stopped, it does not get ready."""
+    begun = run_dir / "begun"
+    before = f"begun = {str(begun)!r}\nif not os.path.exists(begun): open(begun, 'w'); time.sleep(1000)\n"
+    with Supervisord(run_dir, {"web": beating(run_dir, "web", before=before, ready_s="1000")}):
+        until(begun.exists, what="it is started")
+        pid = atlas.row("web", "STARTING").pid or 0
+        os.kill(pid, signal.SIGSTOP)
+        assert replaced(atlas, run_dir, "web", pid).verdict.startswith("stopped by a signal (state T)")
+
+
 @pytest.mark.parametrize("how", [signal.SIGUSR1, signal.SIGUSR2], ids=["burning", "sleeping"])
 def test_a_held_interpreter_is_replaced_and_leaves_its_stacks(
     run_dir: Path, atlas: FakeAtlas, how: signal.Signals
