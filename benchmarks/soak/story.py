@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -22,7 +22,6 @@ from benchmarks.soak.history import (
     Holds,
     Injected,
     Late,
-    Listens,
     Row,
     Silent,
     Told,
@@ -44,7 +43,8 @@ class Life(Struct, kw_only=True):
     mark: str
     began_s: float
     ended_s: float | None = None
-    listened: bool = False
+    served_s: float = math.inf
+    """When it first answered, or ended without; until then it is starting."""
     held: bool = False
     report: Died | None = None
     faults: list[Injected] = []
@@ -98,9 +98,8 @@ class Story:
         self.atlas_weight = max(1.0, statistics.median(atlas_s or [0.0]) / self.idle_bare_s)
         """Its start takes so many times as long as a service's."""
         self.outages: list[Outage] = []
-        self._starts_s: list[float] = []
+        self._starting: list[Life] = []
         self._gather(history)
-        self._starts_s.sort()
         self._match()
         self.unsupervised = list(self._without_supervisord())
         self.overloads = [Span(*self.span_of(each)) for each in self.faults if each.fault == "overload"]
@@ -115,17 +114,20 @@ class Story:
                     living[event.pid] = life
                     (self.children if event.child else self.lives[event.name]).append(life)
                     if not event.child and event.name != SUPERVISORD:
-                        self._starts_s.append(event.at_s)
-                case Listens(on=True) if event.pid in living:
-                    living[event.pid].listened = True
+                        self._starting.append(life)
                 case Holds() if event.pid in living:
                     living[event.pid].held = True
                 case Vanished() if event.pid in living:
-                    living.pop(event.pid).ended_s = event.at_s
+                    life = living.pop(event.pid)
+                    life.ended_s = event.at_s
+                    life.served_s = min(event.at_s, life.served_s)
                 case Silent():
                     silent.setdefault(event.name, event.last_s)
-                case Answered() if event.name in silent:
-                    self.outages.append(Outage(event.name, silent.pop(event.name), event.at_s))
+                case Answered():
+                    if event.pid in living:
+                        living[event.pid].served_s = min(event.at_s, living[event.pid].served_s)
+                    if event.name in silent:
+                        self.outages.append(Outage(event.name, silent.pop(event.name), event.at_s))
                 case Asked():
                     self.asked.setdefault(event.id, event)
                 case Told():
@@ -161,7 +163,7 @@ class Story:
     def _without_supervisord(self) -> Iterator[Span]:
         """When there was none that could have acted."""
         lives = self.lives[SUPERVISORD]
-        for one, other in zip(lives, [*lives[1:], None], strict=True):
+        for one, other in zip(lives, [*lives[1:], None], strict=False):
             if one.ended_s is not None and one.ended_s < self.ending_s:
                 yield Span(one.ended_s, other.began_s if other is not None else self.over_s)
         for fault in self.faults:
@@ -188,8 +190,8 @@ class Story:
         return max(1.0, self.bare_s(from_s, to_s) / self.idle_bare_s)
 
     def start_s(self, name: str, from_s: float, to_s: float) -> float:
-        """How long a start may take in that time: others that begin in it, or just before, share the processors."""
-        beside = bisect_left(self._starts_s, to_s) - bisect_left(self._starts_s, from_s - 2.0)
+        """How long a start may take in that time: others that are starting then share the processors."""
+        beside = sum(life.began_s < to_s and life.served_s > from_s for life in self._starting)
         weight = self.atlas_weight if name == ATLAS else 1.0
         return SLACK * weight * self.bare_s(from_s, to_s) * (1.0 + beside / self.began.cores)
 
@@ -223,7 +225,7 @@ class Story:
         starts = self.orders(name, "start", "restart")
         rows = self.rows[name]
         found = []
-        for row, following in zip(rows, [*rows[1:], None], strict=True):
+        for row, following in zip(rows, [*rows[1:], None], strict=False):
             until_s = following.at_s if following is not None else self.over_s
             if row.state == "FATAL":
                 found.append(
