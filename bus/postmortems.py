@@ -75,9 +75,9 @@ def load(path: Path) -> Filed | None:
     try:
         with path.open("rb") as file:
             report = msgspec.json.decode(file.read(MAX_BYTES), type=PostMortem)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        ended_s = calendar.timegm(time.strptime(named[1], "%Y%m%dT%H%M%S")) + int(named[2]) / 1e9
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):  # the 31st of February has a name too
         return None
-    ended_s = calendar.timegm(time.strptime(named[1], "%Y%m%dT%H%M%S")) + int(named[2]) / 1e9
     return Filed(path, ended_s, report)
 
 

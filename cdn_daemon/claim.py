@@ -33,6 +33,8 @@ TERM_GRACE_S = 15.0
 """From asking an orphan to end to killing it; over the longest default drain."""
 _POLL_S = 0.5
 _LEFT_POLL_S = 0.02
+_DAMAGE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What comes of reading a lock file that was written over."""
 
 
 class Occupied(Exception):
@@ -118,7 +120,7 @@ def incarnation_of(lock: Path, pids: Collection[int | None]) -> int | None:
     """Which start of the instance one of these processes was, by the lock file; None if it is another's by now."""
     try:
         record = msgspec.json.decode(lock.read_bytes().strip(), type=Record)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *_DAMAGE):
         return None
     # A shell may have been in between, as the process that supervisord knows.
     return record.incarnation if record.pid in pids or record.parent in pids else None
@@ -136,7 +138,7 @@ def _read(fd: int) -> Record:
     content = os.pread(fd, 4096, 0).strip()
     try:
         return msgspec.json.decode(content, type=Record)
-    except msgspec.MsgspecError:
+    except _DAMAGE:
         if content:
             log.warning("lock file is damaged, counting starts anew: %.200r", content)
         return Record()

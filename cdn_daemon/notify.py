@@ -43,7 +43,7 @@ class Notifier:
         lines = "\n".join(f"{key}={str(value).replace(chr(10), ' ')}" for key, value in fields.items())
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            self._socket.sendto(lines.encode(), address)
+            self._socket.sendto(lines.encode(errors="replace"), address)
         except OSError:
             self.failed += 1
             return False

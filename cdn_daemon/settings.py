@@ -65,7 +65,8 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
 def _instance(environ: Mapping[str, str], default: str) -> str:
     """It becomes part of file names."""
     text = environ.get("CDN_INSTANCE") or default
-    if not _INSTANCE.fullmatch(text) or len(text.encode()) > _INSTANCE_BYTES:
+    # What is no UTF-8 is half surrogates here, and not printable.
+    if not _INSTANCE.fullmatch(text) or not text.isprintable() or len(text.encode()) > _INSTANCE_BYTES:
         rule = (
             f"it must be of letters, digits and the like, without blanks, '/' and ':', at most {_INSTANCE_BYTES} bytes"
         )

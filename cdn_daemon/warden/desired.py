@@ -18,6 +18,9 @@ from bus.messages import ProcessName
 
 V = TypeVar("V")
 
+UnixTime = Annotated[float, Meta(ge=0.0, le=2.5e11)]
+"""Up to the year 9892: a date in every time zone, as people are shown it."""
+
 VERSION = 1
 INSTANCES_MAX = 64
 
@@ -30,14 +33,14 @@ class Disabled(Struct, frozen=True, kw_only=True):
     """Who wants a process to stay down, and since when."""
 
     by: str
-    at_s: float
+    at_s: UnixTime
 
 
 class Maintenance(Struct, frozen=True, kw_only=True):
     """Who wants a process not to be judged, and until when."""
 
     by: str
-    until_s: float | None = None
+    until_s: UnixTime | None = None
     """None: until it is ended."""
 
 

@@ -40,6 +40,7 @@ from cdn_daemon.warden.judge import DEFAULT_SILENCE_S, LEAST_SILENCE_S
 from cdn_daemon.warden.policy import Limits
 
 _NUMBERS = (("numprocs_start", "0"), ("numprocs", "1"))
+_NUMPROCS_MOST = 10_000
 _SECTIONS = ("program:", "eventlistener:", "fcgi-program:")
 
 
@@ -120,7 +121,7 @@ def read(conf: Path | None, expansions: Mapping[str, str]) -> dict[str, dict[str
     """Process name → the warden's keys of its section, from supervisord.conf and the files it includes.
 
     supervisor keeps no key that it does not know, so the file is read once more.
-    expansions are those of ``%(…)s`` beside the ones that a section has itself.
+    expansions are those of ``%(…)s`` beside the ones that a section has itself. Raises SettingsError.
     """
     if conf is None:
         return {}
@@ -130,14 +131,17 @@ def read(conf: Path | None, expansions: Mapping[str, str]) -> dict[str, dict[str
         parser.read(conf)
         for pattern in parser.get("include", "files", fallback="").split():
             parser.read(sorted(glob.glob(os.path.join(conf.parent, _expand(pattern, here)))))
-    except configparser.Error as error:
+    except (configparser.Error, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {conf}: {error}") from error
     found: dict[str, dict[str, str]] = {}
     for section in parser.sections():
         if section.startswith(_SECTIONS):
             keys = {key: _expand(value, here) for key, value in parser.items(section) if key in KEYS}
-            for name in _process_names(section.split(":", 1)[1].strip(), dict(parser.items(section)), here):
-                found[name] = keys
+            try:
+                names = _process_names(section.split(":", 1)[1].strip(), dict(parser.items(section)), here)
+            except ValueError as error:
+                raise SettingsError(f"cannot use [{section}] of {conf}: {error}") from error
+            found.update(dict.fromkeys(names, keys))
     return found
 
 
@@ -145,6 +149,8 @@ def _process_names(program: str, options: Mapping[str, str], here: Mapping[str, 
     """As supervisor names them: ``process_name``, once for each of ``numprocs``."""
     template = options.get("process_name", "%(program_name)s")
     first, many = (int(_expand(options.get(key, default), here)) for key, default in _NUMBERS)
+    if many > _NUMPROCS_MOST:
+        raise ValueError(f"{many} processes; the limit is {_NUMPROCS_MOST}")
     return [
         _expand(template, {**here, "program_name": program, "group_name": program}, number)
         for number in range(first, first + many)

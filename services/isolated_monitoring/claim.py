@@ -56,7 +56,7 @@ def claim(
     fd = os.open(run_dir / "locks" / f"{instance}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     asked: dict[int, float] = {}
     while not _try_lock(fd):
-        holder = _read(fd)
+        holder = read_record(fd)
         pid = int(holder.get("pid") or 0)
         if pid and start_ticks(pid) is not None and not _is_orphan(holder):
             os.close(fd)
@@ -69,7 +69,7 @@ def claim(
             _press(pid, asked)
         _wait(pid)
     supervisor = _supervisor_of(environ)
-    last = _read(fd)
+    last = read_record(fd)
     incarnation = int(last.get("incarnation") or 0) + 1
     same = bool(supervisor) and supervisor == last.get("supervisor")
     record = {
@@ -91,12 +91,15 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _read(fd: int) -> dict[str, Any]:
+def read_record(fd: int) -> dict[str, Any]:
+    """What the holder wrote of itself; nothing if that is damaged."""
     try:
         record = json.loads(os.pread(fd, 4096, 0).strip() or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    numbers = ("pid", "parent", "incarnation", "first")
+    is_one = isinstance(record, dict) and all(isinstance(record.get(key, 0), int) for key in numbers)
+    return record if is_one else {}
 
 
 def _is_orphan(holder: Mapping[str, Any]) -> bool:

@@ -23,4 +23,4 @@ class Notifier:
             return
         lines = "\n".join(f"{key}={str(value).replace(chr(10), ' ')}" for key, value in fields.items())
         with contextlib.suppress(OSError):  # nobody listens, or its queue is full: supervisord is frozen
-            self._socket.sendto(lines.encode(), self._address)
+            self._socket.sendto(lines.encode(errors="replace"), self._address)

@@ -109,7 +109,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             f"{MAX_SOCKET_PATH_BYTES}; set CDN_RUN_DIR to a shorter path"
         )
     instance = environ.get("CDN_INSTANCE") or NAME
-    if not _INSTANCE.fullmatch(instance) or len(instance.encode()) > 100:
+    if not _INSTANCE.fullmatch(instance) or not instance.isprintable() or len(instance.encode()) > 100:
         raise SettingError(
             f"cannot use CDN_INSTANCE={instance:.80}: it must be of letters, digits and the like, without blanks, "
             f"'/' and ':', at most 100 bytes"
