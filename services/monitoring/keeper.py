@@ -6,6 +6,7 @@ What is acknowledged (an import, a rule, targets) is committed first. Scraped sa
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import sqlite3
 import struct
@@ -214,6 +215,7 @@ class Keeper:
         if now_s - self._sealed_s >= self._limits.seal_s or self._journal_bytes >= self._limits.journal_bytes:
             self._sealed_s = now_s
             self.seal()
+            self._retained_s = -math.inf  # chunks are new: there may be too many
         if now_s - self._retained_s >= min(RETENTION_EVERY_S, self._limits.retention_s / 4):
             self._retained_s = now_s
             self.retain(int(time.time() * 1000))

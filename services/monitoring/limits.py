@@ -70,6 +70,7 @@ def read_limits(environ: Mapping[str, str]) -> Limits:
     return Limits(
         interval_s=number(environ, "CDN_MONITORING_INTERVAL_S", usual.interval_s, 1, 60),
         series=int(number(environ, "CDN_MONITORING_SERIES", usual.series, 1, 2_000_000)),
+        seal_s=number(environ, "CDN_MONITORING_SEAL_S", usual.seal_s, 1, 3600),
         retention_s=number(environ, "CDN_MONITORING_RETENTION_S", usual.retention_s, 60, 3650 * 86_400),
         retention_bytes=int(number(environ, "CDN_MONITORING_RETENTION_BYTES", usual.retention_bytes, MiB, 1024 * GiB)),
         rules_every_s=number(environ, "CDN_MONITORING_RULES_S", usual.rules_every_s, 0.1, 60),
