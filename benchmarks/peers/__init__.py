@@ -1,0 +1,1 @@
+"""Other supervisors, and this one, with the same service, in one run."""
