@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
+import json
 import os
 import re
 import shutil
@@ -10,13 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
 
@@ -278,3 +282,118 @@ class ServiceProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Answer:
+    """Status, headers and body of an answer."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The reason of a refusal, which must have the right form."""
+        reason: dict[str, Any] = json.loads(self.body)["error"]
+        assert set(reason) == {"status", "what", "value", "limit", "next"}
+        assert reason["status"] == self.status
+        assert reason["what"].startswith("cannot ")
+        return reason
+
+
+class DoneAnswer(Answer):
+    """An answer that has JSON only if it is no refusal."""
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        assert self.status in (200, 201), self.body
+        return super().json
+
+
+A = TypeVar("A", bound=Answer)
+
+
+class HttpClient(Generic[A]):
+    """Requests to one server, each on a connection of its own; with its token, where it has one."""
+
+    def __init__(self, port: int, answer: type[A], token: Path | None = None) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._answer = answer
+        self._token = token
+
+    @property
+    def token(self) -> str:
+        """The service's; empty before it has one."""
+        return self._token.read_text().strip() if self._token is not None and self._token.exists() else ""
+
+    def call(self, method: str, path: str, body: Any = None, *, token: str | bool = True, **headers: str) -> A:
+        """One request; a body that is neither bytes nor an iterator is sent as JSON.
+
+        ``token`` may be False, for none, or another one; of a header's name ``_`` becomes ``-``.
+        """
+        sent = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+        shown = self.token if token is True else token
+        if shown:
+            sent.setdefault("authorization", f"Bearer {shown}")
+        if body is not None and not isinstance(body, bytes | Iterator):
+            body = json.dumps(body).encode()
+            sent.setdefault("content-type", "application/json")
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path.removeprefix(self.url), body, sent)
+            answer = connection.getresponse()
+            return self._answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+
+C = TypeVar("C", bound=HttpClient[Any])
+
+
+@contextmanager
+def ready(
+    run_path: Path, module: str, client: Callable[[int], C], *, name: str = "service", **env: str
+) -> Iterator[tuple[C, ServiceProcess]]:
+    """A service as its supervisor would start it, once it is ready; and its client."""
+    with ServiceProcess(run_path, "-m", module, name=name, **env) as service:
+        one = client(int(service.url().rpartition(":")[2]))
+        until(lambda: one.call("GET", "/readyz", token=False).status == 200, what="the service is ready")
+        yield one, service
+
+
+@contextmanager
+def served(app: Any, beside: Callable[[], Awaitable[None]] | None = None) -> Iterator[int]:
+    """An ASGI application on a server of its own, in a thread of this process, with what runs beside it; its port."""
+    import uvicorn
+
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="on", access_log=False)
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        task = asyncio.ensure_future(beside()) if beside is not None else None
+        await server.serve()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive(), what="the server listens")
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()

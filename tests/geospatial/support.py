@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import airportsdata
-import uvicorn
 
 from services.geospatial.limits import Limits
 from services.geospatial.places import Places
 from services.geospatial.server import make_app
-from tests.support import ROOT, environment, free_port, until
+from tests import support
+from tests.support import HttpClient, ready, served
 
 GEOJSON = "application/geo+json"
 SQUARE: dict[str, Any] = {"type": "Polygon", "coordinates": [[[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]]}
 TRIANGLE: dict[str, Any] = {"type": "Polygon", "coordinates": [[[0, 0], [10, 0], [0, 10], [0, 0]]]}
 
 
-class Answer:
-    """Status, headers and body of an answer."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The reason of a refusal, which must have the right form."""
-        reason: dict[str, Any] = self.json["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
+class Answer(support.Answer):
+    """An answer, with what features it has."""
 
     @property
     def ids(self) -> list[str]:
@@ -59,28 +35,15 @@ class Answer:
         return next((one["href"] for one in self.json["links"] if one["rel"] == rel), None)
 
 
-class Client:
+class Client(HttpClient[Answer]):
     """Requests to one server, with its token unless told otherwise."""
 
     def __init__(self, port: int, token: Path) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self._token = token
+        super().__init__(port, Answer, token)
 
-    def call(self, method: str, path: str, body: Any = None, *, token: bool = True, **headers: str) -> Answer:
-        """One request; a body that is no bytes is sent as JSON."""
-        sent = {"Content-Type": GEOJSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        if token:
-            sent["Authorization"] = f"Bearer {self._token.read_text().strip()}"
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-        url = path if path.startswith("http") else self.url + path
-        request = urllib.request.Request(url, data=body, headers=sent, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+    def call(self, method: str, path: str, body: Any = None, *, token: str | bool = True, **headers: str) -> Answer:
+        """One request; what is sent is GeoJSON unless told otherwise."""
+        return super().call(method, path, body, token=token, **{"content_type": GEOJSON} | headers)
 
     def get(self, path: str) -> Answer:
         """A question; it needs no token."""
@@ -130,46 +93,13 @@ def serving(directory: Path, limits: Limits | None = None) -> Iterator[tuple[Cli
     """The application on a server of its own, in a thread of this process."""
     token = directory / "token"
     app = make_app(directory, token, limits=limits)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="on", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until(lambda: server.started or not thread.is_alive(), what="the server listens")
-        yield Client(server.servers[0].sockets[0].getsockname()[1], token), app.state.places
-    finally:
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
+    with served(app) as port:
+        yield Client(port, token), app.state.places
 
 
 @contextmanager
 def process(run_path: Path, **env: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     """The service as its supervisor would start it, ready."""
-    port = free_port()
-    log = (run_path / "service.log").open("ab")
-    service = subprocess.Popen(
-        [sys.executable, "-m", "services.geospatial"],
-        env=environment(run_path, CDN_PORT=str(port), **env),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
-    log.close()
-    client = Client(port, run_path / "cdn-geospatial.token")
-
-    def ready() -> bool:
-        assert service.poll() is None, (run_path / "service.log").read_text()
-        try:
-            return client.get("/readyz").status == 200
-        except OSError:
-            return False
-
-    try:
-        until(ready, what="the service is ready")
-        yield client, service
-    finally:
-        if service.poll() is None:
-            service.kill()
-        service.wait(30)
+    token = run_path / "cdn-geospatial.token"
+    with ready(run_path, "services.geospatial", lambda port: Client(port, token), **env) as (client, service):
+        yield client, service.process

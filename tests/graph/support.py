@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
 import os
 import random
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,54 +12,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import uvicorn
-
 from services.graph.limits import Limits
 from services.graph.server import Graph, make_app
-from tests.support import ServiceProcess, until
+from tests.support import DoneAnswer, HttpClient, ServiceProcess, ready, served
 
 
-class Answer:
-    """Status and body of an answer."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON, of an answer that is no refusal."""
-        assert self.status in (200, 201), self.body
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The reason of a refusal, which must have the right form."""
-        reason: dict[str, Any] = json.loads(self.body)["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
-
-
-class Client:
+class Client(HttpClient[DoneAnswer]):
     """Requests to one server."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
-
-    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request; a body that is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            if body is not None and not isinstance(body, bytes):
-                body = json.dumps(body).encode()
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-        finally:
-            connection.close()
+        super().__init__(port, DoneAnswer)
 
     def nodes(self, *ids: str, labels: tuple[str, ...] = (), **properties: Any) -> Any:
         """POST /nodes, all alike."""
@@ -111,32 +70,14 @@ def serving(directory: Path, limits: Limits | None = None) -> Iterator[tuple[Cli
     """The application on a server of its own, in a thread of this process, with what runs beside it."""
     app = make_app(directory, limits=limits)
     graph: Graph = app.state.graph
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="on", access_log=False)
-    server = uvicorn.Server(config)
-
-    async def serve() -> None:
-        beside = asyncio.ensure_future(graph.background())
-        await server.serve()
-        beside.cancel()
-        await asyncio.wait({beside})
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-    thread.start()
-    try:
-        until(lambda: server.started or not thread.is_alive(), what="the server listens")
-        yield Client(server.servers[0].sockets[0].getsockname()[1]), graph
-    finally:
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
+    with served(app, graph.background) as port:
+        yield Client(port), graph
 
 
 @contextmanager
 def process(run_path: Path, **env: str) -> Iterator[tuple[Client, ServiceProcess]]:
     """The service as its supervisor would start it, ready."""
-    with ServiceProcess(run_path, "-m", "services.graph", name="graph", **env) as service:
-        client = Client(int(service.url().rpartition(":")[2]))
-        until(lambda: client.call("GET", "/readyz").status == 200, what="the service is ready")
+    with ready(run_path, "services.graph", Client, name="graph", **env) as (client, service):
         yield client, service
 
 

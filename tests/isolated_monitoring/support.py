@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -12,61 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support import ROOT, environment, until
+from tests.support import ROOT, Answer, HttpClient, environment, until
 
 NAME = "cdn-isolated-monitoring"
 MODULE = ("-m", "services.isolated_monitoring")
 
 
-class Answer:
-    """Status, headers and body."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The reason of a refusal, which must have the right form."""
-        reason: dict[str, Any] = self.json["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
-
-
-class Client:
-    """Requests to one monitor, each on a connection of its own."""
+class Client(HttpClient[Answer]):
+    """Requests to one monitor."""
 
     def __init__(self, run_path: Path, port: int) -> None:
+        super().__init__(port, Answer, run_path / f"{NAME}.token")
         self.run_path = run_path
-        self.port = port
 
-    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request; what is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(method, path, content, {key.replace("_", "-"): v for key, v in headers.items()})
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-        finally:
-            connection.close()
+    def call(self, method: str, path: str, body: Any = None, *, token: str | bool = False, **headers: str) -> Answer:
+        """One request; without the token, unless told otherwise."""
+        return super().call(method, path, body, token=token, **headers)
 
     def get(self, path: str) -> Answer:
         """GET."""
         return self.call("GET", path)
-
-    @property
-    def token(self) -> str:
-        """What it wants to see."""
-        return (self.run_path / f"{NAME}.token").read_text().strip()
 
     def order(self, method: str, path: str, body: Any = None) -> Answer:
         """A request with the token."""

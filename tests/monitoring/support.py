@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import http.server
 import json
 import threading
@@ -12,55 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support import ServiceProcess, until
+from tests.support import DoneAnswer, HttpClient, ServiceProcess, ready
 
 
-class Answer:
-    """Status and body of an answer."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        self.status = status
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON, of an answer that is no refusal."""
-        assert self.status == 200, self.body
-        return json.loads(self.body)
+class Answer(DoneAnswer):
+    """An answer, of Prometheus' shape or of this project's."""
 
     @property
     def error(self) -> dict[str, Any]:
         """The reason of a refusal, which must have the right form."""
         told = json.loads(self.body)
-        if told.get("status") == "error":  # Prometheus' shape
-            assert told["error"].startswith("cannot ")
-            assert told["errorType"]
-            reason: dict[str, Any] = told["reason"]
-        else:
-            reason = told["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
+        if told.get("status") != "error":
+            return super().error
+        assert told["error"].startswith("cannot ")
+        assert told["errorType"]
+        return Answer(self.status, self.headers, json.dumps({"error": told["reason"]}).encode()).error
 
 
-class Client:
+class Client(HttpClient[Answer]):
     """Requests to one server."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
-
-    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request; a body that is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            if body is not None and not isinstance(body, bytes):
-                body = json.dumps(body).encode()
-            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.read())
-        finally:
-            connection.close()
+        super().__init__(port, Answer)
 
     def api(self, path: str, **parameters: Any) -> Answer:
         """GET /api/v1/PATH."""
@@ -79,9 +51,7 @@ class Client:
 @contextmanager
 def process(run_path: Path, **env: str) -> Iterator[tuple[Client, ServiceProcess]]:
     """The service as its supervisor would start it, ready."""
-    with ServiceProcess(run_path, "-m", "services.monitoring", name="monitoring", **env) as service:
-        client = Client(int(service.url().rpartition(":")[2]))
-        until(lambda: client.call("GET", "/readyz").status == 200, what="the service is ready")
+    with ready(run_path, "services.monitoring", Client, name="monitoring", **env) as (client, service):
         yield client, service
 
 

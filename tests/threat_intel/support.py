@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import socket
 import subprocess
-import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,69 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from services.threat_intel.intel import Intel
 from services.threat_intel.limits import Limits
 from services.threat_intel.server import make_app
-from tests.support import ROOT, environment, free_port, until
+from tests.support import Answer, HttpClient, ready, served
 
 INBOX = "inbox"
 
 
-class Answer:
-    """Status, headers and body of an answer."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The reason of a refusal, which must have the right form."""
-        reason: dict[str, Any] = self.json["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
-
-
-class Client:
+class Client(HttpClient[Answer]):
     """Requests to one server, with its token unless told otherwise."""
 
     def __init__(self, port: int, token: Path) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self._token = token
-
-    @property
-    def token(self) -> str:
-        """The service's."""
-        return self._token.read_text().strip()
-
-    def call(
-        self, method: str, path: str, body: Any = None, *, token: bool = True, headers: dict[str, str] | None = None
-    ) -> Answer:
-        """One request; a body that is no bytes is sent as JSON."""
-        sent = dict(headers or {})
-        if token:
-            sent["Authorization"] = f"Bearer {self.token}"
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            sent.setdefault("Content-Type", "application/json")
-        sent.setdefault("Content-Type", "")
-        request = urllib.request.Request(self.url + path, data=body, headers=sent, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+        super().__init__(port, Answer, token)
 
     def look(self, *values: str, **more: Any) -> list[dict[str, Any]]:
         """POST /correlate."""
@@ -113,49 +58,16 @@ def serving(directory: Path, limits: Limits | None = None) -> Iterator[tuple[Cli
     """The application on a server of its own, in a thread of this process."""
     token = directory / "token"
     app = make_app(directory, token, limits=limits)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="on", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until(lambda: server.started or not thread.is_alive(), what="the server listens")
-        yield Client(server.servers[0].sockets[0].getsockname()[1], token), app.state.intel
-    finally:
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
+    with served(app) as port:
+        yield Client(port, token), app.state.intel
 
 
 @contextmanager
 def process(run_path: Path, **env: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     """The service as its supervisor would start it, ready."""
-    port = free_port()
-    log = (run_path / "service.log").open("ab")
-    service = subprocess.Popen(
-        [sys.executable, "-m", "services.threat_intel"],
-        env=environment(run_path, CDN_PORT=str(port), **env),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
-    log.close()
-    client = Client(port, run_path / "cdn-threat-intel.token")
-
-    def ready() -> bool:
-        assert service.poll() is None, (run_path / "service.log").read_text()
-        try:
-            return client.call("GET", "/readyz", token=False).status == 200
-        except OSError:
-            return False
-
-    try:
-        until(ready, what="the service is ready")
-        yield client, service
-    finally:
-        if service.poll() is None:
-            service.kill()
-        service.wait(30)
+    token = run_path / "cdn-threat-intel.token"
+    with ready(run_path, "services.threat_intel", lambda port: Client(port, token), **env) as (client, service):
+        yield client, service.process
 
 
 def stix_id(kind: str, random_: random.Random | None = None) -> str:

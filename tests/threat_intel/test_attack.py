@@ -81,7 +81,7 @@ def made_up() -> dict[str, Any]:
 def loads_whole(client: Client, content: bytes) -> dict[str, dict[str, Any]]:
     """Every object is stored, and comes back by TAXII as it went in; the techniques by id."""
     sent = json.loads(content)["objects"]
-    loaded = client.call("PUT", "/feeds/attack-ics", content, headers={"Content-Type": "application/json"}).json
+    loaded = client.call("PUT", "/feeds/attack-ics", content, content_type="application/json").json
     assert (loaded["accepted"], loaded["rejected"]) == (len(sent), 0), loaded
     collection = next(
         one for one in Server(f"{client.url}/taxii2/").api_roots[0].collections if one.title == "attack-ics"

@@ -240,7 +240,7 @@ def test_malicious_look_ups_are_told_now_and_then(served: tuple[Client, Intel]) 
     intel.emit = emit
     client.put("list", "203.0.113.7", "203.0.113.8")
     page = {"Origin": "http://evil.example"}
-    assert client.call("POST", "/correlate", {"values": ["203.0.113.8"]}, headers=page).status == 200
+    assert client.call("POST", "/correlate", {"values": ["203.0.113.8"]}, **page).status == 200
     assert told == []
     (first,) = client.look("203.0.113.7", cause="c1", seen_by="proxy")
     (second,) = client.look("203.0.113.7")
@@ -340,7 +340,7 @@ def test_writing_needs_the_token(client: Client, method: str, path: str, body: A
     """Without it, or with another, nothing is changed."""
     assert client.call(method, path, body, token=False).error["status"] == 401
     wrong = {"Authorization": "Bearer wrong"}
-    assert client.call(method, path, body, token=False, headers=wrong).error["status"] == 401
+    assert client.call(method, path, body, token=False, **wrong).error["status"] == 401
     assert [feed["name"] for feed in client.call("GET", "/feeds").json["feeds"]] == ["inbox"]
 
 

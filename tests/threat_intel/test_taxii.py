@@ -244,7 +244,7 @@ def test_behind_a_proxy(client: Client) -> None:
         "X-Forwarded-Host": "gateway.example:18600",
         "X-Forwarded-Proto": "https",
     }
-    found = client.call("GET", "/taxii2/", headers=headers).json
+    found = client.call("GET", "/taxii2/", **headers).json
     assert found["default"] == "https://gateway.example:18600/intel/taxii2/intel/"
 
 

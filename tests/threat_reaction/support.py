@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +10,9 @@ from typing import Any
 from services.threat_reaction.desk import Desk, Received, Told
 from services.threat_reaction.judgement import Sighted
 from services.threat_reaction.networks import read_address
-from tests.support import ROOT, environment, free_port, kill_tree, until
+from tests.support import Answer, HttpClient, ServiceProcess, ready
 
+MODULE = "services.threat_reaction"
 NOW_S = 1_800_000_000.0
 
 
@@ -68,60 +65,16 @@ def a_desk(path: Path) -> Iterator[HeldDesk]:
         held.desk.close()
 
 
-class Answer:
-    """Status, headers and body of an answer."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The reason of a refusal, which must have the right form."""
-        reason: dict[str, Any] = self.json["error"]
-        assert set(reason) == {"status", "what", "value", "limit", "next"}
-        assert reason["status"] == self.status
-        assert reason["what"].startswith("cannot ")
-        return reason
-
-
-class Client:
+class Client(HttpClient[Answer]):
     """Requests to the service, with its token unless told otherwise."""
 
     def __init__(self, port: int, run_dir: Path) -> None:
-        self.port = port
+        super().__init__(port, Answer, run_dir / "cdn-threat-reaction.token")
         self.run_dir = run_dir
-
-    def call(self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str) -> Answer:
-        """One request; a body that is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        held = token if token is not None else self.token()
-        if held:
-            sent["Authorization"] = f"Bearer {held}"
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-        try:
-            connection.request(method, path, body, sent)
-            answer = connection.getresponse()
-            return Answer(answer.status, {name.lower(): v for name, v in answer.getheaders()}, answer.read())
-        finally:
-            connection.close()
-
-    def token(self) -> str:
-        """Of the service; empty before it has one."""
-        path = self.run_dir / "cdn-threat-reaction.token"
-        return path.read_text().strip() if path.exists() else ""
 
     def get(self, path: str) -> Any:
         """The answer's JSON, without a token."""
-        answer = self.call("GET", path, token="")
+        answer = self.call("GET", path, token=False)
         assert answer.status == 200, answer.body
         return answer.json
 
@@ -147,47 +100,8 @@ class Client:
         return self.call("POST", f"/reactions/{id}/{verb}", {"by": "alice", "why": "a test"})
 
 
-class Reactor:
-    """The service in a process of its own."""
-
-    def __init__(self, run_dir: Path, **env: str) -> None:
-        self.port = free_port()
-        self.log_path = run_dir / "threat-reaction.log"
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.threat_reaction"],
-                env=environment(run_dir, **{"CDN_PORT": str(self.port), **env}),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self.client = Client(self.port, run_dir)
-
-    def ready(self) -> Client:
-        """Once it is."""
-
-        def answers() -> bool:
-            assert self.process.poll() is None, self.log_path.read_text()
-            try:
-                return self.client.call("GET", "/readyz").status == 200
-            except OSError:
-                return False
-
-        until(answers, what="threat-reaction is ready")
-        return self.client
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        kill_tree(self.process.pid)
-        self.process.wait(30)
-
-
 @contextmanager
-def reacting(run_dir: Path, **env: str) -> Iterator[tuple[Client, Reactor]]:
+def reacting(run_dir: Path, **env: str) -> Iterator[tuple[Client, ServiceProcess]]:
     """The service, ready; killed afterwards."""
-    reactor = Reactor(run_dir, **env)
-    try:
-        yield reactor.ready(), reactor
-    finally:
-        reactor.kill()
+    with ready(run_dir, MODULE, lambda port: Client(port, run_dir), name="threat-reaction", **env) as both:
+        yield both

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from tests.support import until
-from tests.threat_reaction.support import Reactor, reacting
+from tests.support import ServiceProcess, until
+from tests.threat_reaction.support import MODULE, reacting
 
 
 def test_every_acknowledged_sighting_survives_sigkill(run_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_every_acknowledged_sighting_survives_sigkill(run_path: Path) -> None:
         for thread in threads:
             thread.start()
         until(lambda: len(acknowledged) > 200, what="sightings are acknowledged")
-        reactor.kill()
+        reactor.stop()
         for thread in threads:
             thread.join()
     with reacting(run_path) as (client, _):
@@ -48,7 +48,7 @@ def test_reactions_and_bans_survive_sigkill(run_path: Path) -> None:
         assert client.call("POST", "/playbooks/listed/approve", {"by": "alice", "for_s": 3600}).status == 200
         held = client.call("POST", "/bouncers", {"name": "fw", "by": "alice"}).json["key"]
         before = client.get("/bans")["bans"]
-        reactor.kill()
+        reactor.stop()
     with reacting(run_path) as (client, _):
         after = client.get("/bans")["bans"]
         assert [(ban["id"], ban["network"], ban["until_s"]) for ban in after] == [
@@ -67,13 +67,13 @@ def test_a_database_that_is_none_ends_it_and_stays_down(run_path: Path) -> None:
     state = run_path / "state" / "cdn-threat-reaction"
     state.mkdir(parents=True)
     (state / "reactions.db").write_bytes(b"this is no database" * 1000)
-    reactor = Reactor(run_path)
-    assert reactor.process.wait(60) == 78
-    assert "mend it, or move it away" in reactor.log_path.read_text()
+    reactor = ServiceProcess(run_path, "-m", MODULE)
+    assert reactor.wait() == 78
+    assert "mend it, or move it away" in reactor.log()
 
 
 def test_a_second_instance_is_refused(run_path: Path) -> None:
     """Two would decide against each other."""
-    reactor = Reactor(run_path, CDN_INSTANCE="cdn-threat-reaction-2")
-    assert reactor.process.wait(60) == 78
-    assert "run one" in reactor.log_path.read_text()
+    reactor = ServiceProcess(run_path, "-m", MODULE, CDN_INSTANCE="cdn-threat-reaction-2")
+    assert reactor.wait() == 78
+    assert "run one" in reactor.log()

@@ -13,8 +13,8 @@ import pytest
 from pycrowdsec.client import QueryClient, StreamClient, StreamDecisionClient
 
 from services.threat_reaction.lapi import go_duration
-from tests.support import ROOT, free_port, kill_tree, short_dir, until
-from tests.threat_reaction.support import Answer, Client, reacting
+from tests.support import ROOT, Answer, free_port, kill_tree, short_dir, until
+from tests.threat_reaction.support import Client, reacting
 
 UNPACKED = ROOT / ".ci" / "crowdsec" / "usr" / "bin" / "crowdsec-custom-bouncer"
 BOUNCER = shutil.which("crowdsec-custom-bouncer") or (str(UNPACKED) if UNPACKED.exists() else None)

@@ -50,7 +50,7 @@ def client() -> Iterator[Client]:
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 def test_whoever_has_no_token_changes_nothing(client: Client, method: str, path: str) -> None:
     """401 with where its owner finds it, before the body is read."""
-    for token in ("wrong", client.token()[:-1]):
+    for token in ("wrong", client.token[:-1]):
         answer = client.call(method, path, b"{}", token=token)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert "cdn-threat-reaction.token" in answer.error["next"]
