@@ -1,4 +1,7 @@
-"""/ws/stream: the same to everybody who listens. A slow client misses some, and is told how many."""
+"""/ws/stream: the same to everybody who listens.
+
+Of a Stream a slow client misses some, and is told how many; of Watchers it is let go.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +20,7 @@ from cdn_daemon.api import RefusedError
 log = logging.getLogger(__name__)
 
 SEND_S = 20.0
+T = TypeVar("T")
 
 
 class Missed(Struct, frozen=True, kw_only=True, tag="missed"):
@@ -103,3 +108,51 @@ class Stream:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
+
+
+class Watchers(Generic[T]):
+    """Queues of what is told; one that nobody takes from is let go. Belongs to the event loop."""
+
+    def __init__(self, watchers_max: int, backlog: int) -> None:
+        self._waiting: set[asyncio.Queue[T | None]] = set()
+        self._max = watchers_max
+        self._backlog = backlog
+        self.let_go = 0
+
+    def __len__(self) -> int:
+        """How many watch."""
+        return len(self._waiting)
+
+    def join(self) -> asyncio.Queue[T | None] | None:
+        """What comes from now on; None in it is the end. None instead of it if too many watch."""
+        if len(self._waiting) >= self._max:
+            return None
+        waiting: asyncio.Queue[T | None] = asyncio.Queue()
+        self._waiting.add(waiting)
+        return waiting
+
+    def leave(self, waiting: asyncio.Queue[T | None]) -> None:
+        """It watches no more."""
+        self._waiting.discard(waiting)
+
+    def tell(self, message: T) -> None:
+        """Have every one sent this."""
+        for waiting in [*self._waiting]:
+            if waiting.qsize() < self._backlog:
+                waiting.put_nowait(message)
+            else:
+                waiting.put_nowait(None)
+                self._waiting.discard(waiting)
+                self.let_go += 1
+
+    def end(self) -> None:
+        """Let all go; the service ends."""
+        for waiting in self._waiting:
+            waiting.put_nowait(None)
+        self._waiting.clear()
+
+
+async def gone(websocket: WebSocket) -> None:
+    """Until the client has gone; what it says is not heard."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        continue

@@ -13,7 +13,7 @@ from cdn_daemon.api import Token
 from services.geospatial.fences import Crossing, Position
 from services.geospatial.limits import Limits
 from services.geospatial.store import Moved, Store
-from services.geospatial.watchers import Watchers
+from services.stream import Watchers
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Places:
         self.limits = limits if limits is not None else Limits()
         self.store = Store(directory, self.limits)
         self.token = Token(token)
-        self.watchers = Watchers(self.limits)
+        self.watchers: Watchers[Crossing] = Watchers(self.limits.watchers, self.limits.watcher_waiting)
         self.emit: Callable[..., str] | None = None
         """Tells the other services; set by whoever runs this as a service."""
         self.told = 0

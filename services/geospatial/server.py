@@ -32,6 +32,7 @@ from services.geospatial.questions import Question, number, only, read_items, re
 from services.geospatial.sphere import HALF_WAY_M
 from services.geospatial.store import Collection, StoreError
 from services.geospatial.times import NoTime, written
+from services.stream import gone
 
 GEOJSON = "application/geo+json"
 CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
@@ -443,7 +444,7 @@ class Server:
             await websocket.close(1013)
             return
         await websocket.accept()
-        gone = asyncio.ensure_future(_gone(websocket))
+        left = asyncio.ensure_future(gone(websocket))
         fence, object = asked.get("fence"), asked.get("object")
         try:
             told = int(after or 0)
@@ -456,8 +457,8 @@ class Server:
                     break
             while True:
                 coming = asyncio.ensure_future(waiting.get())
-                await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
+                await asyncio.wait({coming, left}, return_when=asyncio.FIRST_COMPLETED)
+                if left.done():
                     coming.cancel()
                     return
                 news = coming.result()
@@ -469,7 +470,7 @@ class Server:
         except (WebSocketDisconnect, RuntimeError):
             return  # it went away while it was being told
         finally:
-            gone.cancel()
+            left.cancel()
             self.places.watchers.leave(waiting)
 
     def metrics(self) -> dict[str, float]:
@@ -527,12 +528,6 @@ def _feature_collection(bodies: Sequence[str], **members: Any) -> bytes:
     )
     joined = ",".join(bodies)
     return f'{{"type":"FeatureCollection","features":[{joined}],"numberReturned":{len(bodies)}{more}}}'.encode()
-
-
-async def _gone(websocket: WebSocket) -> None:
-    """Until the client has gone; what it says is not heard."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        continue
 
 
 def make_app(directory: Path, token: Path, *, limits: Limits | None = None) -> Starlette:

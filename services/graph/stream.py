@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cdn_daemon.web import error_body
 from services.graph.store import Store, What
+from services.stream import gone
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Stream:
         await websocket.accept()
         tasks = [
             asyncio.ensure_future(self._speak(websocket, news, at)),
-            asyncio.ensure_future(_gone(websocket)),
+            asyncio.ensure_future(gone(websocket)),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -118,9 +119,3 @@ class Stream:
 async def _send(websocket: WebSocket, message: Struct) -> None:
     async with asyncio.timeout(SEND_S):
         await websocket.send_text(msgspec.json.encode(message).decode())
-
-
-async def _gone(websocket: WebSocket) -> None:
-    """Until the client has gone; what it says is not heard."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        continue

@@ -31,7 +31,6 @@ PRIOR_S = 3_600.0
 """Before anything is known a surprise is expected this often."""
 WARM = 8
 """Samples before a forecast means anything."""
-GAPS = 20
 
 
 class Forecast:

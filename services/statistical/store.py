@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from services.statistical import budget
 from services.statistical.aggregates import Aggregate, Distribution
 from services.statistical.budget import Demand
 from services.statistical.changes import Detector
@@ -227,13 +226,6 @@ class Store:
     def bytes(self) -> int:
         """What the open slots take."""
         return sum(series.bytes for series in self.series.values())
-
-    def equal_error(self, now_slot: int) -> float:
-        """The mean error that an equal split would give; by the spans alone."""
-        demands = self.demands(now_slot)
-        each = budget.equal([one.name for one in demands], self.bins)
-        errors = [budget.expected_error(one, each[one.name]) for one in demands]
-        return sum(errors) / len(errors) if errors else 0.0
 
     def watch(self, series: Series) -> Detector | None:
         """What finds the series' changes; None if too many are watched."""

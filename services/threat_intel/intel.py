@@ -17,6 +17,7 @@ from bus.messages import Facts
 from bus.messages import Sighting as Told
 from cdn_daemon.api import RefusedError, Token
 from cdn_daemon.service import ConfigurationError
+from services.stream import Watchers
 from services.threat_intel.api import SightingAnswer, SightingRequest, ValueAnswer
 from services.threat_intel.correlate import Correlator
 from services.threat_intel.limits import Limits
@@ -24,7 +25,6 @@ from services.threat_intel.scoring import Feed, FeedKind, Verdict
 from services.threat_intel.store import Judged, Loaded, Rejected, Sighting, Store
 from services.threat_intel.uploads import read_bundle, read_list, read_objects
 from services.threat_intel.values import NoValue, Value, read
-from services.threat_intel.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Intel:
         self.store = Store(directory, self.limits)
         self.correlator = Correlator(self.store)
         self.token = Token(token)
-        self.watchers = Watchers(self.limits)
+        self.watchers: Watchers[bytes] = Watchers(self.limits.watchers, self.limits.watcher_waiting)
         self.emit: Callable[..., str] | None = None
         """Tells the other services; set by whoever runs this as a service."""
         self.opened = asyncio.Event()

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, decode, read_body, read_json, whole_number
 from cdn_daemon.tokens import TokenError
+from services.stream import gone
 from services.threat_intel.api import (
     AllowedAnswer,
     AllowListAnswer,
@@ -232,12 +233,12 @@ class Server:
             await websocket.close(1013)
             return
         await websocket.accept()
-        gone = asyncio.ensure_future(_gone(websocket))
+        left = asyncio.ensure_future(gone(websocket))
         try:
             while True:
                 coming = asyncio.ensure_future(waiting.get())
-                await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
+                await asyncio.wait({coming, left}, return_when=asyncio.FIRST_COMPLETED)
+                if left.done():
                     coming.cancel()
                     return
                 content = coming.result()
@@ -248,7 +249,7 @@ class Server:
         except (WebSocketDisconnect, RuntimeError):
             return  # it went away while it was being told
         finally:
-            gone.cancel()
+            left.cancel()
             self.intel.watchers.leave(waiting)
 
     def metrics(self) -> dict[str, float]:
@@ -279,12 +280,6 @@ class Server:
             if stage.asked:
                 numbers[f'intel_stage_microseconds{{stage="{name}"}}'] = stage.us()
         return numbers
-
-
-async def _gone(websocket: WebSocket) -> None:
-    """Until the client has gone; what it says is not heard."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        continue
 
 
 def _sightings(body: bytes) -> list[SightingRequest]:

@@ -28,6 +28,7 @@ from cdn_daemon.api import (
     read_json,
     whole_number,
 )
+from services.stream import gone
 from services.threat_reaction import lapi, sshd, store
 from services.threat_reaction.desk import Desk, Told
 from services.threat_reaction.gateways import Gateways
@@ -467,11 +468,11 @@ class Server:
             return
         with self.watchers.watching() as waiting:
             await websocket.accept()
-            gone = asyncio.ensure_future(_gone(websocket))
+            left = asyncio.ensure_future(gone(websocket))
             try:
-                while not gone.done():
+                while not left.done():
                     getting = asyncio.ensure_future(waiting.get())
-                    await asyncio.wait((getting, gone), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((getting, left), return_when=asyncio.FIRST_COMPLETED)
                     if not getting.done():
                         getting.cancel()
                         return
@@ -483,7 +484,7 @@ class Server:
             except (WebSocketDisconnect, RuntimeError):
                 return
             finally:
-                gone.cancel()
+                left.cancel()
 
     async def _read(self, look: Callable[[sqlite3.Connection], Any]) -> Any:
         return await asyncio.to_thread(self.desk.read, look)
@@ -500,12 +501,6 @@ class LapiError(Exception):
 async def _lapi_refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, LapiError)
     return answer({"message": str(error), "errors": ""}, error.status)
-
-
-async def _gone(websocket: WebSocket) -> None:
-    """Ends when the client does; what it says is not listened to."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        pass
 
 
 async def _done(future: Any) -> Any:
