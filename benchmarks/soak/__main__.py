@@ -39,7 +39,7 @@ from services.atlas.journal import replay
 from tests.support import short_dir
 
 UP_WITHIN_S = 180.0
-IDLE_BARES = 5
+BARES = 5
 PROGRESS_EVERY_S = 1.0, 15.0
 """On a terminal, and elsewhere."""
 
@@ -52,9 +52,9 @@ def soak(seed: int, minutes: float, services: int, path: Path) -> None:
         fleet = Fleet(run_path, services)
         names = ("atlas", *fleet.names)
         recorder.record(_began(seed, minutes, names))
-        for _ in range(IDLE_BARES):
-            start_bare(recorder, idle=True)
-            start_bare(recorder, ATLAS, idle=True)
+        for _ in range(BARES):
+            start_bare(recorder)
+            start_bare(recorder, ATLAS)
         observer = Observer(recorder, fleet.run_dir, names, time.monotonic())
         doer = Doer(fleet, observer, recorder, seed)
         try:
@@ -168,7 +168,7 @@ def summary(events: Sequence[history.Event], violations: Sequence[Violation]) ->
         "outages": len(outages),
         "outage_s": {"median": _at(outages, 0.5), "p95": _at(outages, 0.95), "longest": _at(outages, 1.0)},
         "bare_start_s": {
-            "idle": round(story.idle_bare_s, 3),
+            "cpu": round(story.bare_cpu_s, 3),
             "longest": round(max((each.took_s for each in story.bare), default=0.0), 3),
         },
         "looks_hz": round(1.0 / max(periods[len(periods) // 2], 1e-6), 1),

@@ -102,10 +102,10 @@ class Bare(Struct, frozen=True, kw_only=True, tag_field="event", tag="bare"):
 
     at_s: float
     took_s: float
+    cpu_s: float
+    """CPU that it used for that: as long as it would have taken with a processor to itself."""
     name: str = ""
     """``atlas``, if it was that."""
-    idle: bool = False
-    """Before the fleet was."""
 
 
 class Late(Struct, frozen=True, kw_only=True, tag_field="event", tag="late"):

@@ -37,11 +37,11 @@ SWEPT_S = 5.0
 ORPHAN_GRACE_S = 15.0
 """How long an orphan may take to end before its successor kills it; cdn_daemon/claim.py."""
 WARM_UP_S = 20.0
-"""Of a process's life: what fills once is not growth."""
+"""From when it served, and no more than two were starting: what fills once is not growth."""
 FLAT_AFTER_S = 40.0
 """A life of which less was sampled says nothing of growth."""
 DAEMON = "a daemon"
-ONCE_BYTES = {SUPERVISORD: 6 << 20, ATLAS: 24 << 20, DAEMON: 3 << 20}
+ONCE_BYTES = {SUPERVISORD: 4 << 20, ATLAS: 24 << 20, DAEMON: 2 << 20}
 """What may still fill after the warm-up: ATLAS keeps the newest events, samples and commands, all of them bounded."""
 STEADY_BYTES_PER_S = {SUPERVISORD: 2048.0, ATLAS: 8192.0, DAEMON: 1024.0}
 """Beyond that: what could not be told from noise in a run of minutes, and is 4 to 30 MiB an hour, so found in one."""
@@ -110,7 +110,7 @@ def allowance(story: Story, outage: Outage) -> dict[str, float]:
         "a fault that goes on": sum(fault.lasts_s for fault in faults),
         "backoff": sum(story.backoff_s(life) for life in ends),
         "starting": sum(starts) or SLACK * story.bare_s(from_s, to_s),
-        "draining": (began.drain_s + 1.0) * bool(ends) + began.stop_wait_s * len(orders),
+        "draining": (began.drain_s + slowness) * bool(ends) + began.stop_wait_s * len(orders),
         "no supervisord": story.overlap_s(story.unsupervised, from_s, to_s),
         "its orphan": 0.0 if not replaced else (ORPHAN_GRACE_S if faulty else began.drain_s + 1.0),
         "wanted down": story.overlap_s(story.put_down(name), from_s, to_s),
@@ -341,7 +341,10 @@ def growth(history: Sequence[Event], story: Story) -> Iterator[tuple[str, str, f
         for life in lives:
             until_s = min([each.at_s for each in life.faults], default=story.over_s)
             until_s = min(until_s, life.ended_s or story.over_s)
-            samples = [each for each in used[name, life.pid] if life.began_s + WARM_UP_S <= each.at_s < until_s]
+            warm_s = max(story.settled_s(life.began_s), min(life.served_s, story.over_s)) + WARM_UP_S
+            if kind == SUPERVISORD:
+                warm_s = story.settled_s(life.began_s + WARM_UP_S) + WARM_UP_S  # it has yet to start the first one
+            samples = [each for each in used[name, life.pid] if warm_s <= each.at_s < until_s]
             if len(samples) < 4 or samples[-1].at_s - samples[0].at_s < FLAT_AFTER_S:
                 continue
             span_s = samples[-1].at_s - samples[0].at_s

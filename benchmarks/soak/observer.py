@@ -49,6 +49,7 @@ USED_EVERY_S = 5.0
 READ_EVERY_S = 0.5
 _STRANGER_S = 1.0
 """Who is none of the fleet may become one of it, by exec or with the same pid."""
+_TICKS_HZ = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -331,7 +332,7 @@ class Observer:
             start_bare(self._recorder)
 
 
-def start_bare(recorder: Recorder, name: str = "", *, idle: bool = False) -> None:
+def start_bare(recorder: Recorder, name: str = "") -> None:
     """Start a service of the fleet's kind, or ATLAS, without any supervisor; record how long that took, and end it."""
     module = "services.atlas" if name == ATLAS else "tests.faults.faulty"
     with short_dir() as directory:
@@ -340,9 +341,9 @@ def start_bare(recorder: Recorder, name: str = "", *, idle: bool = False) -> Non
         with ServiceProcess(directory, "-m", module, CDN_PORT=str(port)) as bare:
             while not _lives(port) and bare.process.poll() is None:
                 time.sleep(0.01)
-            took_s = time.monotonic() - began_s
+            took_s, cpu_s = time.monotonic() - began_s, _cpu_s(bare.pid)
             if bare.process.poll() is None:  # else somebody else took the port
-                recorder.record(Bare(at_s=began_s, took_s=round(took_s, 4), name=name, idle=idle))
+                recorder.record(Bare(at_s=began_s, took_s=round(took_s, 4), cpu_s=round(cpu_s, 4), name=name))
 
 
 def _lives(port: int) -> bool:
@@ -384,6 +385,12 @@ def _stat(pid: int) -> tuple[str, int, int, int] | None:
     except OSError:
         return None
     return words[0], int(words[19]), int(words[1]), int(words[2])
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time that it has used, with the system's share."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_HZ
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -28,7 +28,7 @@ from benchmarks.soak.history import (
     Vanished,
 )
 
-SLACK = 2.5
+SLACK = 4.0
 """A start may take so many times as long as bare starts beside it: the worst was hardly among those."""
 LEAST_BARE_S = 0.1
 """A bare start counts as that long at least: below it, it is the scheduler that is measured."""
@@ -91,12 +91,10 @@ class Story:
         self.died: list[Died] = []
         self.bare = [event for event in history if isinstance(event, Bare) and event.name != ATLAS]
         self.late = [event for event in history if isinstance(event, Late)]
-        self.idle_bare_s = max(
-            LEAST_BARE_S, statistics.median([each.took_s for each in self.bare if each.idle] or [LEAST_BARE_S])
-        )
-        atlas_s = [event.took_s for event in history if isinstance(event, Bare) and event.name == ATLAS]
-        self.atlas_weight = max(1.0, statistics.median(atlas_s or [0.0]) / self.idle_bare_s)
-        """Its start takes so many times as long as a service's."""
+        self.bare_cpu_s = max(LEAST_BARE_S, statistics.median([each.cpu_s for each in self.bare] or [0.0]))
+        atlas_cpu_s = [event.cpu_s for event in history if isinstance(event, Bare) and event.name == ATLAS]
+        self.atlas_weight = max(1.0, statistics.median(atlas_cpu_s or [0.0]) / self.bare_cpu_s)
+        """Its start takes so many times as much as a service's."""
         self.outages: list[Outage] = []
         self._starting: list[Life] = []
         self._gather(history)
@@ -186,14 +184,27 @@ class Story:
         return max([LEAST_BARE_S, *near])
 
     def slowness(self, from_s: float, to_s: float) -> float:
-        """How many times as long as on the idle machine things took."""
-        return max(1.0, self.bare_s(from_s, to_s) / self.idle_bare_s)
+        """How many times as long things took as they would have with a processor to themselves."""
+        return max(1.0, self.bare_s(from_s, to_s) / self.bare_cpu_s)
 
     def start_s(self, name: str, from_s: float, to_s: float) -> float:
         """How long a start may take in that time: others that are starting then share the processors."""
         beside = sum(life.began_s < to_s and life.served_s > from_s for life in self._starting)
         weight = self.atlas_weight if name == ATLAS else 1.0
         return SLACK * weight * self.bare_s(from_s, to_s) * (1.0 + beside / self.began.cores)
+
+    def settled_s(self, from_s: float) -> float:
+        """When, from then on, at most two processes of the fleet were starting at once."""
+        changes = sorted(
+            change for life in self._starting for change in ((life.began_s, 1), (min(life.served_s, self.over_s), -1))
+        )
+        starting, since_s = 0, 0.0
+        for at_s, more in changes:
+            if starting <= 2 and at_s > from_s:
+                return max(since_s, from_s)
+            starting += more
+            since_s = at_s if starting <= 2 else since_s
+        return max(since_s, from_s)
 
     def late_s(self, from_s: float, to_s: float) -> float:
         """How much of that time the recorder did not see."""

@@ -63,7 +63,7 @@ CALM: list[Event] = [
         request_every_s=0.5,
         request_timeout_s=2.0,
     ),
-    Bare(at_s=0.1, took_s=0.2, idle=True),
+    Bare(at_s=0.1, took_s=0.2, cpu_s=0.2),
     Appeared(at_s=1.0, name="supervisord", pid=SUPERVISORD_PID, ticks=1),
     Ending(at_s=200.0),
     Left(at_s=210.0, down_exit=0, files=("web.log", "locks/web.lock", "state/atlas/commands.jsonl")),
@@ -394,7 +394,7 @@ def test_a_loaded_machine_has_more_time() -> None:
     """Down for three seconds: too long beside bare starts of 0.1 s, not beside ones of 2 s."""
     events = [*begins(2.0, 10), *crashed(20.0, 10, back_s=9.0)]
     assert broken(*events) == {NONE}
-    assert broken(*events, Bare(at_s=22.0, took_s=2.0)) == set()
+    assert broken(*events, Bare(at_s=22.0, took_s=2.0, cpu_s=0.2)) == set()
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
