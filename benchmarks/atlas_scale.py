@@ -32,7 +32,8 @@ from pathlib import Path
 
 import zmq
 
-from benchmarks.daemon_cost import ROOT, cpu_s, rss_mib
+from benchmarks.daemon_cost import ROOT
+from benchmarks.usage import cpu_s, rss_mib
 from bus.codec import Decoder, encode
 from bus.endpoints import RunDir, prepare
 from bus.ids import new_id

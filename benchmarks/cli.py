@@ -1,4 +1,4 @@
-"""How long an operator waits for cdnctl, beside supervisorctl, circusctl and pm2 for the same fleet, in one run.
+"""How long an operator waits for cdnctl, beside supervisorctl for the same fleet, in one run.
 
     python -m benchmarks.cli [--services 50] [--runs 25]
 
@@ -6,28 +6,27 @@ status      of a fleet under supervisord with the warden and ATLAS; fifty servic
 completion  of a service's name, and of a verb, as a shell asks for it
 python      an interpreter that does nothing: what none of them can be quicker than
 
-circusctl and pm2 are asked about as many processes of their own, where they are on PATH. The commands take turns;
-each row is a median. Figures are of this machine and moment; compare rows, not days.
+The commands take turns; each row is a median. Figures are of this machine and moment; compare rows, not days. The
+status commands of other supervisors are measured by benchmarks.peers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from bus.endpoints import RunDir, host_name
 from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, ServiceMetrics, Vitals
 from bus.publisher import Publisher
-from tests.support import BIN, Supervisord, environment, kill_tree, short_dir, until
+from tests.support import BIN, Supervisord, short_dir, until
 
 AIM = 0.7
 """Of supervisorctl's time."""
@@ -111,36 +110,6 @@ def completion(line: str, word: int, env: Mapping[str, str]) -> Asked:
     return [str(BIN / "cdnctl")], {**env, **told}
 
 
-@contextmanager
-def circus(directory: Path, many: int) -> Iterator[dict[str, Asked]]:
-    """The same number of processes under circusd."""
-    conf = directory / "circus.ini"
-    head = f"[circus]\nendpoint=ipc://{directory}/e\npubsub_endpoint=ipc://{directory}/p\n"
-    conf.write_text(head + "".join(f"[watcher:service-{n:03}]\ncmd=sleep 100000\n" for n in range(many)))
-    env = without_our_own(environment(directory))
-    status = ["circusctl", "--endpoint", f"ipc://{directory}/e", "status"]
-    quiet = subprocess.DEVNULL
-    daemon = subprocess.Popen(["circusd", str(conf)], env=env, stdout=quiet, stderr=quiet)
-    try:
-        until(lambda: subprocess.run(status, env=env, capture_output=True).stdout.count(b"active") == many)
-        yield {"circusctl status": (status, env)}
-    finally:
-        kill_tree(daemon.pid)
-
-
-@contextmanager
-def pm2(directory: Path, many: int) -> Iterator[dict[str, Asked]]:
-    """The same number of processes under pm2."""
-    env = {**environment(directory), "PM2_HOME": str(directory)}
-    apps = ",".join(f'{{"name":"service-{n:03}","script":"sleep","args":"100000"}}' for n in range(many))
-    (directory / "apps.json").write_text(f'{{"apps":[{apps}]}}')
-    subprocess.run(["pm2", "start", str(directory / "apps.json")], env=env, check=True, capture_output=True)
-    try:
-        yield {"pm2 status": (["pm2", "status"], env)}
-    finally:
-        subprocess.run(["pm2", "kill"], env=env, check=True, capture_output=True)
-
-
 def measure(asked: Mapping[str, Asked], runs: int) -> dict[str, list[float]]:
     """Seconds of each, in turn."""
     taken: dict[str, list[float]] = {name: [] for name in asked}
@@ -161,13 +130,7 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=50)
     parser.add_argument("--runs", type=int, default=25)
     chosen = parser.parse_args()
-    with ExitStack() as stack:
-        asked = stack.enter_context(fleet(stack.enter_context(short_dir()), chosen.services))
-        for program, others in (("circusctl", circus), ("pm2", pm2)):
-            if shutil.which(program):
-                asked |= stack.enter_context(others(stack.enter_context(short_dir()), chosen.services))
-            else:
-                print(f"{program} is not on PATH: left out")
+    with short_dir() as directory, fleet(directory, chosen.services) as asked:
         taken = measure(asked, chosen.runs)
     base_s = statistics.median(taken["supervisorctl status"])
     print(f"{chosen.services} services, {chosen.runs} runs, {os.cpu_count()} cores")

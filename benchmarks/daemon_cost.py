@@ -27,6 +27,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from benchmarks.usage import cpu_s, rss_mib, shares_mib
+
 BARE = """
 import asyncio, os, sys, socket, threading, time
 import uvicorn, uvloop
@@ -151,31 +153,6 @@ def busy() -> None:
         sum(range(1000))
 
 
-def cpu_s(pid: int) -> float:
-    """Processor time of all threads of a process so far."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            total += int((task / "schedstat").read_text().split()[0])
-        except FileNotFoundError:  # the thread has ended
-            continue
-    return total / 1e9
-
-
-def shares_mib(pid: int) -> dict[str, float]:
-    """What counts once more with this process: its private pages; and PSS, with its share of those that others have."""
-    kib: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, _ = line.split()
-        kib[name] = int(value)
-    return {"pss_mib": kib["Pss:"] / 1024, "private_mib": (kib["Private_Clean:"] + kib["Private_Dirty:"]) / 1024}
-
-
-def rss_mib(pid: int) -> float:
-    """Resident set size."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / (1 << 20)
-
-
 @contextmanager
 def watched(run_dir: Path) -> Iterator[None]:
     """Somebody who is told by all daemons that they live, as our warden is, and does nothing with it."""
@@ -297,7 +274,7 @@ def tick_times(kind: str, seconds: float, run_dir: Path) -> dict[str, float]:
 
 def over_its_limit(runs: int) -> dict[str, float]:
     """From when a service has taken more than its hard limit until its replacement answers; and its bare start."""
-    from benchmarks.recovery import time_until_answering
+    from benchmarks.tiny import time_until_answering
     from tests.support import Supervisord, environment, free_port, short_dir, until
 
     def asked(path: str) -> str:

@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,8 +195,18 @@ def wait_together(hopeless: Sequence[tuple[Peer, Place, str]], patience_s: float
             start(peer, place, 1, directory, pids)
             for (peer, place, _), directory in zip(hopeless, directories, strict=True)
         ]
-        with ThreadPoolExecutor(len(fleet)) as pool:
-            return list(pool.map(lambda started, what: _once(started, what, patience_s), fleet, hopeless))
+        cells: list[Cell] = [Nothing("failed: was not waited for")] * len(hopeless)
+
+        def wait(at: int) -> None:
+            cells[at] = _once(fleet[at], hopeless[at], patience_s)
+
+        # Daemon threads, and no pool, whose threads nobody could interrupt.
+        threads = [threading.Thread(target=wait, args=(at,), daemon=True) for at in range(len(hopeless))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return cells
 
 
 def _once(started: Started, what: tuple[Peer, Place, str], patience_s: float) -> Cell:
