@@ -77,6 +77,7 @@ PURE = (
     "cli/answers.py",
     "cli/bands.py",
     "cli/causes.py",
+    "cli/demo/changes.py",
     "cli/live.py",
     "cli/rendering.py",
     "cli/story.py",

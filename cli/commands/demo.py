@@ -56,7 +56,7 @@ def command(config: str | None, keep: bool, seed: int, output: Output) -> int:
         with Crowd() as crowd:
             play = Play(stage, crowd, seed)
             for name, title, act in play.acts():
-                with Progress(title, lines=True) as show:
+                with Progress(title, lines=output.is_machine) as show:
                     step = play.play(name, title, act, show)
                 steps.append(step)
                 if not output.is_machine:

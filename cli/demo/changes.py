@@ -56,10 +56,17 @@ MEASURES = {
     "cdn-isolated-monitoring": _Measure(1, "s to find out"),
 }
 """Of each loop's cost."""
+OTHERS = {
+    ("glaf-graph-server", "Refresh"): _Measure(1, "s old, or ms of upkeep a write"),
+    ("cdn-threat-intel", "SetGuard"): _Measure(1, "µs a look-up"),
+    ("cdn-threat-intel", "Cool"): _Measure(2**-20, "MiB"),
+    ("cdn-threat-intel", "Warm"): _Measure(1, "µs a look-up"),
+}
+"""Of decisions that are to lower something else, by their type."""
 
 
 def row(service: str, loops: Sequence[Loop]) -> Row:
-    """What came of one loop: of several changes the one that helped most, else the last."""
+    """What came of one loop: of several changes the first that was kept, else the last."""
     acted = [cycle for loop in loops for cycle in loop.get("actions") or [] if cycle.get("acted")]
     counts = [sum(loop.get(word) or 0 for loop in loops) for word in ("kept", "undone", "failed")]
     mode = str(loops[-1].get("mode")) if loops else "unknown"
@@ -70,10 +77,12 @@ def row(service: str, loops: Sequence[Loop]) -> Row:
         saw = _told(_SAW, service, eventful[-1]) if eventful else ""
         why = "that was no reason to" if saw else "nothing happened that concerns it"
         return Row(service, mode, saw or "-", f"nothing: {why}", None, None, measure.unit, "", *counts)
-    cycle = max(acted, key=_worth)
-    effect = cycle.get("effect") or {}
+    cycle = next((one for one in acted if (one.get("effect") or {}).get("verdict") == "kept"), acted[-1])
+    effect, decision = cycle.get("effect") or {}, cycle.get("decision")
+    kind = decision.get("type") if isinstance(decision, Mapping) else None
+    measure = OTHERS.get((service, str(kind)), measure)
     before, after = (_scaled(effect.get(word), measure.times) for word in ("before", "after"))
-    changed = _told(_CHANGED, service, cycle) or _brief(cycle.get("decision"))
+    changed = _told(_CHANGED, service, cycle) or _brief(decision)
     saw = _told(_SAW, service, cycle) or "-"
     return Row(service, mode, saw, changed, before, after, measure.unit, str(effect.get("verdict")), *counts)
 
@@ -110,15 +119,6 @@ def _name(one: Row) -> Cell:
 def _change(one: Row) -> Cell:
     more = one.kept + one.undone + one.failed - (one.verdict in ("kept", "undone", "failed"))
     return Cell(clean(one.changed) + (f" (and {more} more)" if more > 0 else ""), "" if one.verdict else "dim")
-
-
-def _worth(cycle: Cycle) -> tuple[bool, float, float]:
-    """Kept ones first, by the part of the cost that is gone; then the latest."""
-    found = cycle.get("effect") or {}
-    before, after = found.get("before"), found.get("after")
-    gain = 1 - after / before if before and after is not None else 0.0
-    is_kept = found.get("verdict") == "kept"
-    return is_kept, gain if is_kept else 0.0, cycle.get("at_s") or 0.0
 
 
 def _scaled(value: Any, times: float) -> float | None:

@@ -201,7 +201,7 @@ def acted(verdict: str, before: float | None, after: float | None, weight: float
 
 
 def test_rows() -> None:
-    """Of several changes the one that helped most, also of a process before; nothing is nothing."""
+    """Of several changes the first that was kept, also of a process before; nothing is nothing."""
     before = loop(kept=1, undone=1, actions=[acted("undone", 0.01, 0.01, 0.5), acted("kept", 0.01, 0.005)])
     row = changes.row(GATEWAY, [before, loop()])
     assert row[1:5] == ("on", "web-2 failed 10 of 100 times", "web-2 gets 0.25 of its weight", 10.0)
