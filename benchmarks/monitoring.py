@@ -4,7 +4,8 @@
 
 The loop runs in virtual time over labelled series, drawn with a seed; with --nab over those of the Numenta Anomaly
 Benchmark (a clone of github.com/numenta/NAB, AGPL), five minutes of it as --nab-step seconds. Both arms have the same
-detector: an anomaly is found when three samples in a row are unlike what was expected.
+detector: an anomaly is found when three samples in a row are unlike what was expected; how unlike, is set for each arm
+so that it gives no more false alarms than the other: who samples more where it is restless finds more there anyhow.
 """
 
 from __future__ import annotations
@@ -59,8 +60,27 @@ class Found(Struct):
     median_s: float
     """From an anomaly's beginning until it was found; of those that both arms have found."""
     mean_s: float
+    unseen: float
+    """Part of the time of all anomalies that passed before they were found; those that were not count whole."""
     false_alarms: int
+    """Series' stretches of five minutes in which there was an alarm and no anomaly."""
+    threshold: float
+    """Errors of the usual size."""
     further_looks: int
+
+
+class Watched(Struct):
+    """What one arm has seen."""
+
+    arm: str
+    samples: int
+    further_looks: int
+    scores: dict[str, list[tuple[float, float]]]
+    """Of each series: when, and how unlike what was expected, in errors of the usual size."""
+
+
+Delays = dict[tuple[str, float], float]
+"""By series and beginning of the anomaly: until it was found."""
 
 
 def drawn(seed: int, targets: int, end_s: float) -> list[Labelled]:
@@ -117,16 +137,15 @@ def of_nab(directory: Path, step_s: float) -> list[Labelled]:
     return made
 
 
-def arm(mode: str, series: Sequence[Labelled], interval_s: float) -> tuple[Found, dict[tuple[str, float], float]]:
-    """One arm; and when each anomaly was found."""
+def arm(mode: str, series: Sequence[Labelled], interval_s: float) -> Watched:
+    """One arm, from the first sample to the last."""
     schedule = Schedule(interval_s)
-    detectors = {one.name: (Forecast(), [0]) for one in series}
+    forecasts = {one.name: Forecast() for one in series}
+    watched = Watched(mode, 0, 0, {one.name: [] for one in series})
     rng = random.Random(1)
     due = [(rng.uniform(0, interval_s), number) for number in range(len(series))]
     heapq.heapify(due)
-    next_plan_s, samples, false_alarms = 300.0, 0, 0
-    found: dict[tuple[str, float], float] = {}
-    alarmed: set[tuple[str, float]] = set()
+    next_plan_s = 300.0
     while due:
         now_s, number = heapq.heappop(due)
         one = series[number]
@@ -136,34 +155,76 @@ def arm(mode: str, series: Sequence[Labelled], interval_s: float) -> tuple[Found
             next_plan_s = now_s + 120.0
             if schedule.surprises >= 3:
                 schedule.plan = shared(schedule.demands(now_s), schedule.budget())
-        samples += 1
+        watched.samples += 1
         value = one.value(now_s)
         wait_s = schedule.heard(one.name, now_s, [(0, value)], 1)
-        forecast, row = detectors[one.name]
-        row[0] = row[0] + 1 if forecast.error(now_s, value) > SURPRISE else 0
-        if row[0] >= IN_A_ROW:
+        watched.scores[one.name].append((now_s, forecasts[one.name].error(now_s, value)))
+        heapq.heappush(due, (now_s + wait_s, number))
+    watched.further_looks = schedule.further_looks
+    return watched
+
+
+def judged(series: Sequence[Labelled], watched: Watched, threshold: float) -> tuple[Delays, int]:
+    """When each anomaly was found, and how many false alarms there were."""
+    delays: Delays = {}
+    false_alarms = set()
+    for one in series:
+        row = 0
+        for now_s, score in watched.scores[one.name]:
+            row = row + 1 if score > threshold else 0
+            if row < IN_A_ROW:
+                continue
             inside = [begin for begin, end in one.anomalies if begin <= now_s < end + 60]
             if inside:
-                found.setdefault((one.name, inside[0]), now_s - inside[0])
-            elif (one.name, now_s // 300) not in alarmed:
-                alarmed.add((one.name, now_s // 300))
-                false_alarms += 1
-        heapq.heappush(due, (now_s + wait_s, number))
-    anomalies = sum(len(one.anomalies) for one in series)
-    return Found(mode, samples, anomalies, len(found), 0.0, 0.0, false_alarms, schedule.further_looks), found
+                delays.setdefault((one.name, inside[0]), now_s - inside[0])
+            else:
+                false_alarms.add((one.name, now_s // 300))
+    return delays, len(false_alarms)
+
+
+def threshold(series: Sequence[Labelled], watched: Watched, false_alarms: int) -> float:
+    """The lowest, from SURPRISE on, at which there are no more false alarms than that."""
+    low, high = SURPRISE, SURPRISE
+    while judged(series, watched, high)[1] > false_alarms:
+        low, high = high, 2 * high
+    for _ in range(12 if high > low else 0):
+        middle = math.sqrt(low * high)
+        if judged(series, watched, middle)[1] > false_alarms:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def loop(series: Sequence[Labelled]) -> list[Found]:
-    """Off at the interval that gives it as many samples as on has spent; both judged on what both have found."""
-    on, found_on = arm("on", series, INTERVAL_S)
-    length_s = sum(one.end_s for one in series)
-    off, found_off = arm("off", series, length_s / on.samples)
-    both = sorted(found_on.keys() & found_off.keys())
-    for told, delays in ((off, found_off), (on, found_on)):
-        if both:
-            told.median_s = statistics.median(delays[one] for one in both)
-            told.mean_s = statistics.mean(delays[one] for one in both)
-    return [off, on]
+    """Off at the interval that gives it as many samples as on has spent, each with no more false alarms than the other.
+
+    Delays are those of what both have found.
+    """
+    on = arm("on", series, INTERVAL_S)
+    off = arm("off", series, sum(one.end_s for one in series) / on.samples)
+    allowed = min(judged(series, one, SURPRISE)[1] for one in (on, off))
+    thresholds = [threshold(series, one, allowed) for one in (off, on)]
+    results = [judged(series, one, at) for one, at in zip((off, on), thresholds, strict=True)]
+    both = sorted(results[0][0].keys() & results[1][0].keys())
+    anomalies = [(one.name, begin, end - begin) for one in series for begin, end in one.anomalies]
+    return [
+        Found(
+            arm=watched.arm,
+            samples=watched.samples,
+            anomalies=len(anomalies),
+            found=len(delays),
+            median_s=statistics.median(delays[one] for one in both) if both else 0.0,
+            mean_s=statistics.mean(delays[one] for one in both) if both else 0.0,
+            unseen=statistics.mean(
+                min(delays.get((name, begin), long_s), long_s) / long_s for name, begin, long_s in anomalies
+            ),
+            false_alarms=false_alarms,
+            threshold=at,
+            further_looks=watched.further_looks,
+        )
+        for watched, at, (delays, false_alarms) in zip((off, on), thresholds, results, strict=True)
+    ]
 
 
 class Speed(Struct):
@@ -266,7 +327,8 @@ def main() -> None:
                 print(
                     f"{name}, loop {one.arm:3}: {one.samples} samples, found {one.found} of {one.anomalies}; of those "
                     f"that both found after {one.median_s:.1f} s in the median, {one.mean_s:.1f} s in the mean; "
-                    f"{one.false_alarms} false alarms, {one.further_looks} further looks"
+                    f"{one.unseen:.1%} of all their time unseen; {one.false_alarms} false alarms at "
+                    f"{one.threshold:.1f}, {one.further_looks} further looks"
                 )
     if asked.only in (None, "speed"):
         told["speed"] = fast = speed(asked.targets, 60)
