@@ -70,7 +70,8 @@ def soak(seed: int, minutes: float, services: int, path: Path) -> None:
             time.sleep(1.0)  # the observer is to see the last of it
             observer.read_postmortems()
             observer.stop()
-            shutil.copy(run_path / "supervisord.log", path.with_suffix(".supervisord.log"))
+            for name in (SUPERVISORD, ATLAS):
+                shutil.copy(run_path / f"{name}.log", path.with_suffix(f".{name}.log"))
             _record_journal(recorder, run_path)
             left = fleet.left(down_exit)
             recorder.record(msgspec.structs.replace(left, recorder_fds=max(0, _fds() - fds - 1)))  # its own file

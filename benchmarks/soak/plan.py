@@ -81,8 +81,8 @@ FAULTS: dict[str, Fault] = {
 }
 
 ENDERS = ("supervisord_killed", "atlas_killed", "atlas_stopped")
-"""They are in the first deck, the fourth, the tenth, the 28th …: what ATLAS and supervisord do not give back shows only in
-lives that are long, and the longer the run, the longer these are."""
+"""They are in the first deck, the fourth, the tenth, the 28th …: what ATLAS and supervisord do not give back shows only
+in lives that are long, and the longer the run, the longer these are."""
 
 VERBS = ("restart", "restart", "stop", "health-check", "health-check", "loop-mode")
 
