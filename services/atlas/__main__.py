@@ -10,7 +10,7 @@ from bus.endpoints import default_run_dir
 from bus.messages import DaemonStatus
 from cdn_daemon import ConfigurationError, Service, run
 from cdn_daemon.settings import SettingError
-from services.atlas.access import OperatorToken
+from services.atlas.access import OperatorToken, names_of
 from services.atlas.history import History, limit_bytes_of
 from services.atlas.ooda import FleetLoop
 from services.atlas.prometheus import exposition
@@ -58,8 +58,8 @@ service = Service(
     ooda=FleetLoop(switchboard),
     background=serve_the_bus,
     websocket_max_bytes=1024,  # nobody has anything to say there
-    hosts=("*",),  # access.py decides, for all of it
-    origins=("*",),
+    hosts=names_of(os.environ),  # /metrics and /ooda are answered before access.py is asked
+    origins=("*",),  # access.py decides
 )
 
 

@@ -13,7 +13,7 @@ import hmac
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
+
+
+def names_of(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Host names that ATLAS answers to besides loopback: CDN_ATLAS_HOSTS, and CDN_HOSTS as of every service."""
+    told = f"{environ.get('CDN_ATLAS_HOSTS', '')} {environ.get('CDN_HOSTS', '')}"
+    return tuple(told.lower().replace(",", " ").split())
 
 
 class Guard:

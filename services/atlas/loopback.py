@@ -63,7 +63,8 @@ async def _get(host: str, port: int, path: str) -> bytes:
         writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     if head.split(b" ")[1:2] != [b"200"]:
-        raise NoAnswer(502, f"the service answered {head.splitlines()[0][:100].decode(errors='replace')!r}")
+        first = head.partition(b"\r\n")[0][:100].decode(errors="replace")
+        raise NoAnswer(502, f"the service answered {first!r}")
     return body
 
 

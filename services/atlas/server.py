@@ -13,7 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from bus.messages import ServiceView
 from cdn_daemon.web import error_body
-from services.atlas.access import Guard, OperatorToken
+from services.atlas.access import Guard, OperatorToken, names_of
 from services.atlas.api import api_routes
 from services.atlas.history import History
 from services.atlas.live import Live
@@ -65,6 +65,6 @@ def make_app(switchboard: Switchboard, history: History, token: OperatorToken) -
             *api_routes(switchboard, history),
             *page_routes(),
         ],
-        middleware=[Middleware(Guard, names=os.environ.get("CDN_ATLAS_HOSTS", "").replace(",", " ").split())],
+        middleware=[Middleware(Guard, names=names_of(os.environ))],
         exception_handlers={404: not_found, 405: not_allowed, ClientDisconnect: left},
     )

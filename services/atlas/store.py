@@ -162,6 +162,9 @@ class Store:
         return self._prepared(str(self.path))
 
     def _prepared(self, name: str) -> sqlite3.Connection:
+        if name != ":memory:":  # before SQLite makes it: its log and its index get their modes from it
+            os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.chmod(name, 0o600)
         connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, timeout=1.0)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -187,8 +190,6 @@ class Store:
         except BaseException:
             connection.close()
             raise
-        if name != ":memory:":
-            os.chmod(name, 0o600)
         return connection
 
     def _put_aside(self, path: Path, why: str, text: str) -> None:

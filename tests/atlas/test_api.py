@@ -321,6 +321,7 @@ def test_a_loop_that_does_not_answer_as_it_should(run_path: Path, run_dir: RunDi
         answering(ok + b"[" * 600_000) as endless,
         answering(b"HTTP/1.1 500 Oh\r\n\r\n") as failing,
         answering(b"") as mute,
+        answering(b"\r\n\r\n") as headless,
         answering(ok + b'{"mode":"on"}') as good,
     ):
         until(lambda: is_well(operator, "atlas"))
@@ -333,6 +334,7 @@ def test_a_loop_that_does_not_answer_as_it_should(run_path: Path, run_dir: RunDi
             "endless": (f"http://127.0.0.1:{endless}", 502, "is over 524288 bytes"),
             "failing": (f"http://127.0.0.1:{failing}", 502, "500 Oh"),
             "mute": (f"http://127.0.0.1:{mute}", 502, "without an answer"),
+            "headless": (f"http://127.0.0.1:{headless}", 502, "the service answered ''"),
             "nobody": ("http://127.0.0.1:1", 502, "cannot reach"),
             "away": ("http://192.0.2.1:80", 502, "only http on this host's loopback"),
             "name": ("http://localhost.example:80", 502, "only http on this host's loopback"),
