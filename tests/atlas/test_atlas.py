@@ -463,6 +463,7 @@ def test_an_order_that_lay_in_the_socket(spawn: Callable[..., ServiceProcess], o
     until(lambda: commands(operator)["tiny"].kind == "done")
 
 
+@pytest.mark.faults
 def test_a_full_disk(run_path: Path, operator: OperatorLink) -> None:
     """Nothing can be written: orders are carried out, their outcomes and the fleet's notes say that it was not."""
     full = {**FLEET, "atlas": {"command": "sh -c 'ulimit -f 1; exec python -m services.atlas'", "type": "notify"}}

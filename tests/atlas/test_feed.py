@@ -215,6 +215,7 @@ def test_in_parts(sizes: list[int], parts: list[int]) -> None:
 # -- who costs -----------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_stopped_subscriber(run_dir: RunDir, broker: Broker, stranger: Callable[..., subprocess.Popen[str]]) -> None:
     """It costs bounded memory, and the others nothing; it is cut in the end, and back when it wakes."""
     stopped = stranger(sys.executable, "-c", SUBSCRIBE, run_dir.feed, "status/")

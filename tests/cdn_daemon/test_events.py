@@ -104,6 +104,7 @@ def test_one_emits_and_another_hears(spawn: Spawn, run_dir: RunDir) -> None:
     until(lambda: failed.search(other.get("/metrics")[1]))
 
 
+@pytest.mark.faults
 def test_emitted_while_there_is_no_atlas(spawn: Spawn) -> None:
     """It arrives when there is one, in the order in which it was emitted, as does what was emitted before run()."""
     one, other = spawn(*GOSSIP, CDN_INSTANCE="one"), spawn(*GOSSIP, CDN_INSTANCE="other")
@@ -123,6 +124,7 @@ def test_emitted_while_there_is_no_atlas(spawn: Spawn) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.faults
 def test_said_again_to_an_atlas_that_remembers_nothing(spawn: Spawn, run_dir: RunDir) -> None:
     """What one ATLAS had heard, and had not written down when it was killed, the next one hears."""
     atlas, one = spawn(*ATLAS), spawn(*GOSSIP, CDN_INSTANCE="one")

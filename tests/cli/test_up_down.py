@@ -131,6 +131,7 @@ depends_on=manual
 """
 
 
+@pytest.mark.faults
 def test_up_does_not_wait_for_what_cannot_become_ready(home: Path) -> None:
     """What needs something that has failed for good, or that nobody starts, is told at once with the root of it."""
     write_conf(home, {"one": "sleep 1000"}, extra=WARDEN + NEEDS)

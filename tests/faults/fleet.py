@@ -65,6 +65,10 @@ class Fleet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            print(self.reply())  # pytest shows it with the failure
+            for log in sorted(self.run_path.glob("*.log")):
+                print(f"-- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         self.supervisord.stop()
 
     # -- as it is now ------------------------------------------------------------------------------------------

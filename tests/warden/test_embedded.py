@@ -120,6 +120,7 @@ def test_restarts_that_an_operator_orders_are_no_crashes(run_dir: Path, atlas: F
         assert read(run_dir / "postmortems", "faulty")[-1].ordered_by == "tester"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("value", ["public", "-1"])
 def test_a_wrong_setting_stays_down_with_its_reason(run_dir: Path, atlas: FakeAtlas, value: str) -> None:
     program, _ = faulty(run_dir)

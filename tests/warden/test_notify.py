@@ -34,6 +34,7 @@ def test_start_returns_when_ready_and_status_says_starting_until_then(run_dir: P
         assert fleet.states()["slow"] == "RUNNING"
 
 
+@pytest.mark.faults
 def test_a_program_that_never_gets_ready_is_judged_failed(run_dir: Path) -> None:
     program = {"command": "sleep 1000", "type": "notify", "ready_s": "0.3", "restart_budget": "2"}
     with fake_atlas(run_dir) as atlas, Supervisord(run_dir, {"never": program}) as fleet:

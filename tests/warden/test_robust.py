@@ -64,6 +64,7 @@ def test_an_error_inside_is_survived_counted_and_shown(run_dir: Path, atlas: Fak
         assert "Traceback" in fleet.log()
 
 
+@pytest.mark.faults
 def test_a_cleared_run_directory_is_mended_and_nobody_is_judged_for_it(run_dir: Path, atlas: FakeAtlas) -> None:
     with Supervisord(run_dir, {"web": beating(run_dir, "web")}):
         pid = atlas.row("web", "RUNNING").pid
