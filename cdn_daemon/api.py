@@ -15,6 +15,7 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from cdn_daemon.tokens import is_bearer, token_in
 
@@ -145,6 +146,11 @@ class Token:
                 "cannot obey without this service's token: Authorization: Bearer …",
                 next=f"its owner finds the token in {self.path}",
             )
+
+
+def routes(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
+    """What answers each method of a path: ``routes("/feeds", get=self.feeds, post=self.load)``."""
+    return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
 
 
 # -- answers ----------------------------------------------------------------------------------------------

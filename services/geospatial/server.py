@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +16,10 @@ from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, read_body, read_json, whole_number
+from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, read_body, read_json, routes, whole_number
 from cdn_daemon.service import ConfigurationError
 from cdn_daemon.tokens import TokenError
 from services.geospatial import times
@@ -550,27 +550,24 @@ def make_app(directory: Path, token: Path, *, limits: Limits | None = None) -> S
             places.watchers.end()
             await asyncio.to_thread(places.store.close)
 
-    def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
-        return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
-
     one = "/collections/{name}"
     app = Starlette(
         lifespan=opened,
         routes=[
-            *route("/", get=server.landing),
-            *route("/conformance", get=server.conformance),
-            *route("/api", get=server.api),
-            *route("/collections", get=server.collections),
-            *route(one, get=server.collection, put=server.replace, delete=server.drop),
-            *route(f"{one}/items", get=server.items, post=server.add),
-            *route(f"{one}/items/{{fid}}", get=server.item, put=server.set, delete=server.remove),
-            *route(f"{one}/nearest", get=server.nearest),
-            *route(f"{one}/contains", get=server.contains),
-            *route("/tracks", post=server.move),
-            *route("/tracks/{object}", get=server.track, put=server.move_one, delete=server.forget),
-            *route("/fences", get=server.fences),
-            *route("/fences/{name}", get=server.fence, put=server.put_fence, delete=server.drop_fence),
-            *route("/crossings", get=server.crossings),
+            *routes("/", get=server.landing),
+            *routes("/conformance", get=server.conformance),
+            *routes("/api", get=server.api),
+            *routes("/collections", get=server.collections),
+            *routes(one, get=server.collection, put=server.replace, delete=server.drop),
+            *routes(f"{one}/items", get=server.items, post=server.add),
+            *routes(f"{one}/items/{{fid}}", get=server.item, put=server.set, delete=server.remove),
+            *routes(f"{one}/nearest", get=server.nearest),
+            *routes(f"{one}/contains", get=server.contains),
+            *routes("/tracks", post=server.move),
+            *routes("/tracks/{object}", get=server.track, put=server.move_one, delete=server.forget),
+            *routes("/fences", get=server.fences),
+            *routes("/fences/{name}", get=server.fence, put=server.put_fence, delete=server.drop_fence),
+            *routes("/crossings", get=server.crossings),
             WebSocketRoute("/ws/stream", server.stream),
         ],
         exception_handlers=EXCEPTION_HANDLERS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from itertools import islice
@@ -18,11 +18,11 @@ from msgspec import Raw
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from bus.messages import Blocked, Event, Reaction, Sighting
-from cdn_daemon.api import EXCEPTION_HANDLERS, JSON, RefusedError, answer, read_body, read_json, whole_number
+from cdn_daemon.api import EXCEPTION_HANDLERS, JSON, RefusedError, answer, read_body, read_json, routes, whole_number
 from cdn_daemon.service import ConfigurationError
 from services.graph import answers
 from services.graph.api import (
@@ -471,23 +471,20 @@ def make_app(directory: Path, *, limits: Limits | None = None) -> Starlette:
             await asyncio.to_thread(graph.engine.close)
             await asyncio.to_thread(graph.store.close)
 
-    def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
-        return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
-
     app = Starlette(
         lifespan=opened,
         routes=[
-            *route("/graph", get=graph.about),
-            *route("/nodes", post=graph.put_nodes),
-            *route("/nodes/{id:path}/khop", get=graph.khop),
-            *route("/nodes/{id:path}", get=graph.node, delete=graph.delete_node),
-            *route("/relationships", post=graph.put_relationships),
-            *route("/relationships/{id:path}", get=graph.relationship, delete=graph.delete_relationship),
-            *route("/query", post=graph.query),
-            *route("/paths", get=graph.paths),
-            *route("/algorithms/{name}", post=graph.algorithm),
-            *route("/import", post=graph.bring_in),
-            *route("/export", get=graph.export),
+            *routes("/graph", get=graph.about),
+            *routes("/nodes", post=graph.put_nodes),
+            *routes("/nodes/{id:path}/khop", get=graph.khop),
+            *routes("/nodes/{id:path}", get=graph.node, delete=graph.delete_node),
+            *routes("/relationships", post=graph.put_relationships),
+            *routes("/relationships/{id:path}", get=graph.relationship, delete=graph.delete_relationship),
+            *routes("/query", post=graph.query),
+            *routes("/paths", get=graph.paths),
+            *routes("/algorithms/{name}", post=graph.algorithm),
+            *routes("/import", post=graph.bring_in),
+            *routes("/export", get=graph.export),
             WebSocketRoute("/ws/stream", graph.stream.serve),
         ],
         exception_handlers=EXCEPTION_HANDLERS,

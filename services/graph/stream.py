@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
-from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cdn_daemon.web import error_body
+from cdn_daemon.api import RefusedError
 from services.graph.store import Store, What
 from services.stream import gone
 
@@ -64,19 +63,20 @@ class Stream:
     async def serve(self, websocket: WebSocket) -> None:
         """One client, until it leaves or takes nothing for too long; ``?after=SEQ`` goes on after that change."""
         after = websocket.query_params.get("after", "")
-        refused: tuple[int, str, object] | None = None
         if len(self._listening) >= self._store.limits.watchers:
-            refused = (503, "cannot tell more clients", self._store.limits.watchers)
-        elif after and not (after.isascii() and after.isdigit() and len(after) < 19):
-            refused = (400, "cannot go on after this change", "a whole number")
-        if refused is not None:
-            body = error_body(refused[0], refused[1], limit=refused[2])
-            await websocket.send_denial_response(Response(body, status_code=refused[0], media_type="application/json"))
-            return
+            raise RefusedError(503, "cannot tell more clients", limit=self._store.limits.watchers)
+        if after and not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise RefusedError(400, "cannot go on after this change", value=after, limit="a whole number")
         news = asyncio.Event()
         self._listening.add(news)
-        at = int(after) if after else self._store.commits.newest
-        await websocket.accept()
+        at = int(after) if after else self._store.commits.newest  # what changes while it is accepted it hears
+        try:
+            await websocket.accept()
+            await self._serve(websocket, news, at)
+        finally:
+            self._listening.discard(news)
+
+    async def _serve(self, websocket: WebSocket, news: asyncio.Event, at: int) -> None:
         tasks = [
             asyncio.ensure_future(self._speak(websocket, news, at)),
             asyncio.ensure_future(gone(websocket)),
@@ -84,7 +84,6 @@ class Stream:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._listening.discard(news)
             for task in tasks:
                 task.cancel()
             spoken, _ = await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -13,10 +13,10 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, decode, read_body, read_json, whole_number
+from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, decode, read_body, read_json, routes, whole_number
 from cdn_daemon.tokens import TokenError
 from services.stream import gone
 from services.threat_intel.api import (
@@ -326,21 +326,18 @@ def make_app(directory: Path, token: Path, *, limits: Limits | None = None) -> S
             intel.watchers.end()
             await asyncio.to_thread(intel.store.close)
 
-    def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
-        return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
-
     app = Starlette(
         lifespan=opened,
         routes=[
-            *route("/correlate", post=server.correlate),
-            *route("/techniques/{id}", get=server.technique),
-            *route("/feeds", get=server.feeds),
-            *route("/feeds/{name}", get=server.feed, put=server.load, post=server.load, delete=server.drop),
-            *route("/feeds/{name}/values", get=server.values),
-            *route("/allow", get=server.allowed, post=server.allow),
-            *route("/allow/{value:path}", put=server.allow, delete=server.disallow),
-            *route("/sightings", post=server.sight, get=server.sightings),
-            *route("/verdicts", post=server.judge),
+            *routes("/correlate", post=server.correlate),
+            *routes("/techniques/{id}", get=server.technique),
+            *routes("/feeds", get=server.feeds),
+            *routes("/feeds/{name}", get=server.feed, put=server.load, post=server.load, delete=server.drop),
+            *routes("/feeds/{name}/values", get=server.values),
+            *routes("/allow", get=server.allowed, post=server.allow),
+            *routes("/allow/{value:path}", put=server.allow, delete=server.disallow),
+            *routes("/sightings", post=server.sight, get=server.sightings),
+            *routes("/verdicts", post=server.judge),
             WebSocketRoute("/ws/stream", server.stream),
             *Taxii(intel).routes(),
         ],

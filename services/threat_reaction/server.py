@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cdn_daemon.api import (
@@ -26,6 +26,7 @@ from cdn_daemon.api import (
     answer,
     read_body,
     read_json,
+    routes,
     whole_number,
 )
 from services.stream import gone
@@ -552,31 +553,28 @@ def make_app(server: Server, opened: Callable[[], None], closed: Callable[[], No
         finally:
             await asyncio.to_thread(closed)
 
-    def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> list[Route]:
-        return [Route(path, endpoint, methods=[method.upper()]) for method, endpoint in methods.items()]
-
     return Starlette(
         lifespan=lifespan,
         routes=[
-            *route("/sightings", post=server.sight),
-            *route("/sources/{address}", get=server.source),
-            *route("/reactions", get=server.reactions),
-            *route("/reactions/{id}", get=server.reaction),
-            *route("/reactions/{id}/{verb}", post=server.order),
-            *route("/bans", get=server.bans, post=server.ban),
-            *route("/bans/{network:path}", delete=server.lift),
-            *route("/never-block", get=server.never),
-            *route("/never-block/{network:path}", put=server.spare, delete=server.unspare),
-            *route("/playbooks", get=server.playbooks),
-            *route("/playbooks/{name}", get=server.playbook, put=server.put_playbook, delete=server.drop_playbook),
-            *route("/playbooks/{name}/{verb}", post=server.stand),
-            *route("/audit", get=server.audit),
-            *route("/audit/verify", get=server.verify),
-            *route("/gateways", get=server.gateways_shown),
-            *route("/bouncers", get=server.bouncers, post=server.add_bouncer),
-            *route("/bouncers/{name}", delete=server.drop_bouncer),
-            *route("/v1/decisions", get=server.decisions),
-            *route("/v1/decisions/stream", get=server.decisions_stream),
+            *routes("/sightings", post=server.sight),
+            *routes("/sources/{address}", get=server.source),
+            *routes("/reactions", get=server.reactions),
+            *routes("/reactions/{id}", get=server.reaction),
+            *routes("/reactions/{id}/{verb}", post=server.order),
+            *routes("/bans", get=server.bans, post=server.ban),
+            *routes("/bans/{network:path}", delete=server.lift),
+            *routes("/never-block", get=server.never),
+            *routes("/never-block/{network:path}", put=server.spare, delete=server.unspare),
+            *routes("/playbooks", get=server.playbooks),
+            *routes("/playbooks/{name}", get=server.playbook, put=server.put_playbook, delete=server.drop_playbook),
+            *routes("/playbooks/{name}/{verb}", post=server.stand),
+            *routes("/audit", get=server.audit),
+            *routes("/audit/verify", get=server.verify),
+            *routes("/gateways", get=server.gateways_shown),
+            *routes("/bouncers", get=server.bouncers, post=server.add_bouncer),
+            *routes("/bouncers/{name}", delete=server.drop_bouncer),
+            *routes("/v1/decisions", get=server.decisions),
+            *routes("/v1/decisions/stream", get=server.decisions_stream),
             WebSocketRoute("/ws/stream", server.watch),
         ],
         exception_handlers={**EXCEPTION_HANDLERS, LapiError: _lapi_refused},

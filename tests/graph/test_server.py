@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import random
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import networkx as nx
 import psutil
 import pytest
+from starlette.websockets import WebSocket
 from websockets.sync.client import connect
 
 from services.graph.limits import Limits
@@ -506,3 +508,19 @@ def test_who_leaves_an_export_holds_nobody_up(tmp_path: Path) -> None:
         until(lambda: graph._exports == 0, what="it has ended")
     with serving(tmp_path, Limits(exports=1, export_s=0.5)) as (client, graph), exporting(client):
         until(lambda: graph._exports == 0, what="it is cut off")
+
+
+def test_a_listener_that_cannot_be_accepted_keeps_no_place(tmp_path: Path) -> None:
+    """It went away meanwhile: there is room for as many as before."""
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(_: object) -> None:
+        raise OSError("gone")
+
+    with serving(tmp_path) as (_, graph):
+        scope = {"type": "websocket", "path": "/ws/stream", "query_string": b"", "headers": []}
+        with pytest.raises(OSError, match="gone"):
+            asyncio.run(graph.stream.serve(WebSocket(scope, receive, send)))
+        assert len(graph.stream) == 0
