@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -76,9 +77,14 @@ def soak(seed: int, minutes: float, services: int, path: Path) -> None:
             left = fleet.left(down_exit)
             recorder.record(msgspec.structs.replace(left, recorder_fds=max(0, _fds() - fds - 1)))  # its own file
         finally:
-            doer.finish(now=True)
-            fleet.force_down()
-            recorder.close()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more would leave what is just being ended
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            try:
+                doer.finish(now=True)
+                observer.stop()
+            finally:
+                fleet.force_down()
+                recorder.close()
 
 
 def _began(seed: int, minutes: float, names: tuple[str, ...]) -> Began:
@@ -233,6 +239,7 @@ def main() -> int:
     path = told.replay
     if path is None:
         path = told.history or Path(tempfile.mkdtemp(prefix="cdn-soak-")) / f"seed-{told.seed}.jsonl"
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             soak(told.seed, told.minutes, told.services, path)
         except KeyboardInterrupt:
