@@ -100,7 +100,7 @@ def test_what_cannot_be_done_has_a_footnote() -> None:
     lines, notes = table([*ROWS, OTHER], {"crash": "crash", "hang": "hang", "cpu": "cpu"})
     assert notes == ["the first", "waited for 60 s", "is blind"]
     assert lines[3] == ["ours", "24 ms (26 ms) ×1.2 [1]", "400 ms", "10.00 % ×2.5"]
-    assert lines[4] == lines[5] == ["other 4.3", "1.25 s (1.50 s) ×62.5", "never [2]", "– [3]"]
+    assert lines[4] == lines[5] == ["other 4.3", "1.25 s (1.50 s) ×62", "never [2]", "– [3]"]
     assert lines[1] == ["bare", "20 ms (30 ms)", "", ""]
 
 

@@ -27,21 +27,31 @@ import argparse
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.peers.measures import FAULTS, Failed, Usage, bare, fleet, survive, wait_together, waking
+from benchmarks.peers.measures import (
+    FAULTS,
+    Failed,
+    Usage,
+    bare,
+    below_a_reaper,
+    fleet,
+    nothing,
+    survive,
+    wait_together,
+    waking,
+)
 from benchmarks.peers.places import NotHere, Place
 from benchmarks.peers.supervisors import LIMIT_MIB, PEERS, Peer
 from benchmarks.peers.table import Cell, Nothing, Row, document, markdown, plain, table, titles
-from cdn_daemon.keeper import adopt_orphans
 
 MEASURES = (*FAULTS, "start", "cpu", "status")
 WAKING = "as many threads of one process, waking at 10 Hz"
 WAKING_ALONE = "as many processes, waking at 10 Hz"
+NOTHING = "python -c pass"
 KEYS = tuple(dict.fromkeys(peer.key for peer in PEERS))
 
 
@@ -95,7 +105,7 @@ def measure(told: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[
             cells[peer.name] |= dict.fromkeys(many, Nothing(f"failed: {failed}"))
     for peer in peers:
         version = "" if peer.key == "cdn" else found[peer.key].version
-        rows.append(Row(peer.name, version, (peer.service, WAKING), cells[peer.name], peer.notes))
+        rows.append(Row(peer.name, version, (peer.service, WAKING, NOTHING), cells[peer.name], peer.notes))
     return rows, left_out
 
 
@@ -119,6 +129,8 @@ def limits(
             Row(WAKING, cells=waking(told.services, told.seconds, processes=False)),
             Row(WAKING_ALONE, cells=waking(told.services, told.seconds, processes=True)),
         ]
+    if "status" in told.only:
+        rows.append(Row(NOTHING, cells=nothing(told.runs)))
     own = []
     for kind in kinds:
         say(f"limits: {kind}")
@@ -154,11 +166,8 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(told: argparse.Namespace) -> int:
     """Measure and print."""
-    told = options()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    adopt_orphans()
     began_s = time.monotonic()
 
     def say(text: str) -> None:
@@ -187,4 +196,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    asked = options()
+    sys.exit(below_a_reaper(lambda: main(asked)))

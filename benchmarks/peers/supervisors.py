@@ -222,7 +222,7 @@ def _monit(place: Place, directory: Path, services: Sequence[Tiny]) -> Launch:
     for each in services:
         lines += [
             f"check process {each.name} with pidfile {directory}/{each.port}.pid",
-            f'  start program = "/bin/sh {start} {each.port}"',
+            f'  start program = "/bin/sh {start} {each.port}" with timeout 1 seconds',
             f'  stop program = "/bin/sh {stop} {each.port}"',
             f"  if failed host 127.0.0.1 port {each.port} protocol http with timeout 1 second then restart",
             f"  if totalmem > {LIMIT_MIB} MB then restart",

@@ -100,7 +100,7 @@ def cell_text(cell: Cell | None, times: float | None) -> str:
             text = f"{used:.2f} %" if unit == "%" else f"{used:.1f} {unit}"
         case _:
             return "–"
-    return text + (f" ×{times:.1f}" if times is not None else "")
+    return text + (f" ×{times:.{1 if times < 9.95 else 0}f}" if times is not None else "")
 
 
 def titles(services: int, limit_mib: int) -> dict[str, str]:
