@@ -172,7 +172,7 @@ class Program(Struct):
         if life is None or life.pid is None or life.verdict or now_s < life.extended_until_s:
             return ""
         if self.is_awaited and now_s >= life.spawned_s + self.settings.ready_s + life.waited_s:
-            waited = f" and {life.waited_s:.1f} s of waiting for a CPU" if life.waited_s else ""
+            waited = f" and {life.waited_s:.1f} s of waiting for a CPU" if life.waited_s >= 0.05 else ""
             said = f": {life.status}" if life.status else ""
             return f"not ready within {self.settings.ready_s:g} s{waited}{said}"
         if self.state is ProcessState.RUNNING and life.stopping and now_s >= life.stopping_since_s + stop_wait_s:
