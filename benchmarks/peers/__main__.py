@@ -101,7 +101,7 @@ def measure(told: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[
             cells[peer.name] |= fleet(
                 peer, found[peer.key], told.services, many, told.runs, told.seconds, usage[peer.service]
             )
-        except Failed as failed:
+        except (Failed, NotHere) as failed:
             cells[peer.name] |= dict.fromkeys(many, Nothing(f"failed: {failed}"))
     for peer in peers:
         version = "" if peer.key == "cdn" else found[peer.key].version
@@ -113,7 +113,7 @@ def attempt(survives: Callable[[], Cell]) -> Cell:
     """A peer that does not do what it is configured for does not cost the others their figures."""
     try:
         return survives()
-    except Failed as failed:
+    except (Failed, NotHere) as failed:
         return Nothing(f"failed: {failed}")
 
 

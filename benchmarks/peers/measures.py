@@ -38,6 +38,8 @@ PORTS = range(20000, 30000)
 SAID = "said"
 """What a supervisor has printed."""
 
+_top: psutil.Process | None = None
+"""The reaper, once there is one."""
 _next_port = PORTS.start + os.getpid() % 100 * 100
 
 
@@ -83,13 +85,21 @@ def below_a_reaper(work: Callable[[], int]) -> int:
     A daemon's end is seen by whoever watches it only when somebody has reaped it, as init would. SIGINT and SIGTERM are
     handed on, once.
     """
+    global _top
+    _top = psutil.Process()
     adopt_orphans()
     worker = os.fork()
     if not worker:
         os.setpgrp()  # Ctrl-C comes from the one above
         return work()
+
+    def hand_on(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second one would keep it from cleaning up
+        os.kill(worker, signal.SIGINT)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os.kill(worker, signal.SIGINT))
+        signal.signal(number, hand_on)
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == worker:
@@ -100,9 +110,9 @@ def below_a_reaper(work: Callable[[], int]) -> int:
 def ended_afterwards() -> Iterator[Callable[[], list[int]]]:
     """Whatever was started inside is gone afterwards, daemons too; yields what tells the pids of it.
 
-    All of it is below the parent of this process: see below_a_reaper.
+    All of it is below this process, or below its reaper; if that one is gone, nothing is ended.
     """
-    top = psutil.Process(os.getppid())
+    top = _top or psutil.Process()
     before = {process.pid for process in top.children(recursive=True)}
 
     def started() -> list[psutil.Process]:
@@ -168,7 +178,10 @@ def inflict(fault: str, port: int) -> tuple[str, float]:
         ask(port, "/take", within_s=10.0)
         return victim, time.perf_counter()
     since_s = time.perf_counter()
-    os.kill(int(victim), signal.SIGKILL if fault == "crash" else signal.SIGSTOP)
+    try:
+        os.kill(int(victim), signal.SIGKILL if fault == "crash" else signal.SIGSTOP)
+    except ProcessLookupError as error:
+        raise Failed(f"its service ended before the {fault}") from error
     return victim, since_s
 
 
