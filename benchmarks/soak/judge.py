@@ -38,7 +38,7 @@ ORPHAN_GRACE_S = 15.0
 """How long an orphan may take to end before its successor kills it; cdn_daemon/claim.py."""
 WARM_UP_S = 20.0
 """From when it served, and no more than two were starting: what fills once is not growth."""
-FLAT_AFTER_S = 40.0
+FLAT_AFTER_S = 30.0
 """A life of which less was sampled says nothing of growth."""
 DAEMON = "a daemon"
 ONCE_BYTES = {SUPERVISORD: 4 << 20, ATLAS: 24 << 20, DAEMON: 2 << 20}

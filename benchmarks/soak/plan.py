@@ -84,6 +84,9 @@ ENDERS = ("supervisord_killed", "atlas_killed", "atlas_stopped")
 """They are in the first deck, the fourth, the tenth, the 28th …: what ATLAS and supervisord do not give back shows only
 in lives that are long, and the longer the run, the longer these are."""
 
+EARLY = 10
+"""Among so many first ones of their deck."""
+
 VERBS = ("restart", "restart", "stop", "health-check", "health-check", "loop-mode")
 
 
@@ -128,8 +131,10 @@ def _faults(seed: int, last_s: float, services: Sequence[str]) -> Iterator[_Draf
     while at_s < last_s:
         if not deck:
             ends_all = decks == 0 or (decks >= 3 and 3 ** round(math.log(decks, 3)) == decks)
-            deck = [what for what in FAULTS if ends_all or what not in ENDERS]
+            deck = [what for what in FAULTS if what not in ENDERS]
             chance.shuffle(deck)
+            for what in ENDERS if ends_all else ():
+                deck.insert(len(deck) - chance.randrange(EARLY), what)  # drawn from the end
             decks += 1
         what = deck.pop()
         fault = FAULTS[what]
