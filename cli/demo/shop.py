@@ -1,8 +1,9 @@
 """The shop of the demonstration: an ordinary program, of no framework, that people log in to. ``cdn-run`` runs it.
 
-``POST /login`` of ``NAME:PASSWORD`` is 200 or 401, ``GET /`` is the shop window, ``GET /health`` is for the probe,
-``GET /metrics`` for whoever scrapes, all else is 404. Each log-in that fails is told by StatsD, as shops do. ``POST
-/settings`` says where that listens, and which part of the answers is to be a 500: an illness to be ill with.
+``POST /login`` of ``NAME:PASSWORD`` is 200 or 401, ``GET /`` is the shop window, ``GET /about`` answers whatever the
+shop's health, ``GET /health`` is for the probe, ``GET /metrics`` for whoever scrapes, all else is 404. Each log-in that
+fails is told by StatsD, as shops do. ``POST /settings`` says where that listens, and which part of the answers is to be
+a 500: an illness to be ill with.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Shop:
         """Status and body."""
         if path == "/health":
             return 200, b"well\n"
+        if path == "/about":
+            return 200, b"we are open\n"
         if path == "/metrics":
             return 200, f"# TYPE {METRIC} counter\n{METRIC} {self._failed}\n".encode()
         if (method, path) == ("POST", "/settings"):
