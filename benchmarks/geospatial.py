@@ -36,7 +36,8 @@ from tests.support import short_dir
 READS = 300
 LIVE_READS, LIVE_WRITES, BATCH = 20, 3_000, 100
 WINDOWS = (0.1, 1.0, 10.0)
-STEPS = 6
+STEPS = 10
+"""The daemon's ticks in a second."""
 
 
 class Look(Struct):
@@ -52,6 +53,8 @@ class Phase(Struct):
 
     whole: float
     steady: float
+    switched_s: float | None
+    """From the beginning of the phase until the index was as it was in the end; None: it was always."""
     index: str
     """In use at the end."""
 
@@ -120,31 +123,41 @@ def arm(name: str, lons: Any, lats: Any, seconds: int) -> Arm:
     drawn = random.Random(7)
     phases, second = {}, 0
     for phase, (reads, writes) in {"reads": (READS, 0), "live tracks": (LIVE_READS, LIVE_WRITES)}.items():
-        spent = []
+        spent, used = [], [_used(layer)]
         for _ in range(seconds):
             before = _spent_ns(layer)
-            for n in range(reads):
-                x, y = _place(drawn, lons, lats)
-                layer.select([(max(x - 0.5, -180.0), max(y - 0.5, -90.0), x + 0.5, y + 0.5)], None)
-                if writes and n % (reads * BATCH // writes or 1) == 0:
-                    _move(layer, drawn, lons, lats)
-            for _ in range(max(writes // BATCH - reads, 0)):
-                _move(layer, drawn, lons, lats)
             for step in range(STEPS):
+                for _ in range(reads // STEPS):
+                    x, y = _place(drawn, lons, lats)
+                    layer.select([(max(x - 0.5, -180.0), max(y - 0.5, -90.0), x + 0.5, y + 0.5)], None)
+                for _ in range(writes // BATCH // STEPS):
+                    _move(layer, drawn, lons, lats)
                 now[0] = second + step / STEPS
                 work = loop.step(now[0])
                 if work is not None:
                     work.run()
                     loop.finished(now[0], None)
+                used.append(_used(layer))
             second += 1
             spent.append((_spent_ns(layer) - before) / 1e6)
         last = spent[-(seconds // 3) :]
         phases[phase] = Phase(
             round(sum(spent) / len(spent), 2),
             round(sum(last) / len(last), 2),
-            f"{layer.index.kind}, delta {layer.rebuild_at}" if layer.index.kind == "tree" else layer.index.kind,
+            _switched(used),
+            used[-1],
         )
     return Arm(name, phases)
+
+
+def _used(layer: Layer) -> str:
+    return f"{layer.index.kind}, delta {layer.rebuild_at}" if layer.index.kind == "tree" else layer.index.kind
+
+
+def _switched(used: list[str]) -> float | None:
+    """When the last of them came; there is one for each step."""
+    others = [at for at, one in enumerate(used) if one != used[-1]]
+    return round((others[-1] + 1) / STEPS, 1) if others else None
 
 
 def least(arms: tuple[Arm, ...]) -> Arm:
@@ -235,7 +248,8 @@ def main() -> None:
             ratio = figures.steady / best[phase]
             print(
                 f"  {one.name:<6} {phase:<12} whole {figures.whole:>8}  steady {figures.steady:>8}"
-                f"  {ratio:>6.2f} × best fixed  ({figures.index})"
+                f"  {ratio:>6.2f} × best fixed  ({figures.index}"
+                + (f", after {figures.switched_s} s)" if figures.switched_s is not None else ")")
             )
     print("\nBy HTTP: " + ", ".join(f"{name} {value}" for name, value in http.items()))
 

@@ -17,6 +17,8 @@ WORTH = 0.7
 """Another index has to promise to bring the cost below this part of what it is …"""
 WORTH_US_PER_S = 500.0
 """… and to save this much, a two-thousandth of a core: for less nothing is built."""
+TOO_MUCH_US = 20_000.0
+"""Of so much waste in a second, a fiftieth of a core, no whole second is waited for."""
 REPEATED, REPEATED_OUT = 0.3, 0.05
 """Answers are kept from so many repeats among the requests on, and no more below so many."""
 ASKED_PER_S = 2.0
@@ -119,17 +121,26 @@ def rebuild_us(features: int) -> float:
     return 1_000.0 + 1.6 * features
 
 
+def _delta(load: Load, rebuild_at: int) -> float:
+    """Its mean size. What moves again and again is in it once, so that it never holds more than there is."""
+    return min(rebuild_at, load.features) / 2
+
+
+def rebuilds_us(load: Load, kind: Kind, rebuild_at: int, writes_per_s: float) -> float:
+    """Microseconds of packing trees each second, in the mean of many."""
+    if kind != "tree" or rebuild_at >= load.features:
+        return 0.0
+    # A feature that is chosen at random is new to the delta with the chance that it is not in it.
+    new_per_s = writes_per_s * (1.0 - _delta(load, rebuild_at) / load.features)
+    return new_per_s / rebuild_at * rebuild_us(load.features)
+
+
 def cost_us(load: Load, kind: Kind, rebuild_at: int) -> float:
     """Microseconds of work each second, on the machine of the prices."""
-    # What moves again and again is in the delta once, so that it never holds more than there is.
-    delta = min(rebuild_at, load.features) / 2 if load.writes_per_s > 0.0 else 0.0
+    delta = _delta(load, rebuild_at) if load.writes_per_s > 0.0 else 0.0
     total = load.reads_per_s * read_us(kind, load.features, load.hits, delta)
     total += load.writes_per_s * write_us(kind, load.batch)
-    if kind == "tree" and rebuild_at < load.features:
-        # A feature that is chosen at random is new to the delta with the chance that it is not in it.
-        new_per_s = load.writes_per_s * (1.0 - delta / load.features)
-        total += new_per_s / rebuild_at * rebuild_us(load.features)
-    return total
+    return total + rebuilds_us(load, kind, rebuild_at, load.writes_per_s)
 
 
 def measured_us(load: Load, reads_per_s: float, writes_per_s: float) -> float | None:
@@ -137,7 +148,8 @@ def measured_us(load: Load, reads_per_s: float, writes_per_s: float) -> float | 
     if (load.read_us is None and reads_per_s > 0.0) or (load.write_us is None and writes_per_s > 0.0):
         return None
     total = reads_per_s * (load.read_us or 0.0) + writes_per_s * (load.write_us or 0.0)
-    return total + (load.rebuilds_per_s * rebuild_us(load.features) if load.index == "tree" else 0.0)
+    # A tree is packed so seldom that a few seconds show none, or one: both would mislead.
+    return total + rebuilds_us(load, load.index, load.rebuild_at, writes_per_s)
 
 
 def weigh(load: Load) -> Weighed:
@@ -152,8 +164,14 @@ def weigh(load: Load) -> Weighed:
             if (kind, rebuild_at) != (load.index, load.rebuild_at):
                 us = cost_us(load, kind, rebuild_at) * pace
                 options.append(Cost(index=kind, rebuild_at=rebuild_at, us_per_s=us))
-    options.sort(key=lambda option: option.us_per_s)
+    # Of what costs the same the largest delta: it is what costs least when writes begin.
+    options.sort(key=lambda option: (option.us_per_s, -option.rebuild_at))
     return Weighed(load=load, now_us_per_s=foretold * pace, pace=round(pace, 3), options=tuple(options))
+
+
+def wasted_us(one: Weighed) -> float:
+    """What the best index would save in a second."""
+    return one.now_us_per_s - one.options[0].us_per_s
 
 
 def decide(picture: tuple[Weighed, ...], held: frozenset[Decision]) -> Decision | None:

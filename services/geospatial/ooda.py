@@ -5,21 +5,30 @@ The arithmetic is in costs.py; a new index is built beside the one in use, and s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
 
+from bus.messages import OodaMode
 from cdn_daemon.ooda import OodaLoop
 from services.geospatial import costs
 from services.geospatial.cache import Asked
 from services.geospatial.costs import Decision, KeepAnswers, Load, UseIndex, Weighed
+from services.geospatial.indexes import Kind
 from services.geospatial.layer import Layer, Tally
 from services.geospatial.store import Store
 
+WINDOW_S = 0.95
+"""Rates are over so long, unless more is wasted sooner than can be waited for."""
 SHOWN = 20
 """Collections, of those that are used most."""
+
+
+Looks = dict[str, tuple[Layer, float, Tally, Asked]]
+"""By collection: when, and what there was up to then."""
 
 
 class Observation(Struct, frozen=True):
@@ -37,7 +46,7 @@ class Picture(Struct, frozen=True):
 class IndexChooser(OodaLoop[Observation, Picture, Decision]):
     """Observes reads, writes and what they cost; chooses index, delta and cache."""
 
-    period_s = 1.0
+    period_s = 0.2
     settle_s = 4.0
     min_gain = 0.1
     hold_off_s = 120.0
@@ -45,27 +54,51 @@ class IndexChooser(OodaLoop[Observation, Picture, Decision]):
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._before: dict[str, tuple[Layer, float, Tally, Asked]] = {}
+        self._before: Looks = {}
+        """As it was when the second began …"""
+        self._since_s = -math.inf
+        self._looked: Looks = {}
+        """… and at the last look."""
+        self._wanted: tuple[str, Kind] | None = None
+        """What that would have had changed at once."""
 
     def observe(self) -> Observation | None:
-        """What was done since the last time; None if nothing was."""
+        """What was done in the last second, or since the last look if that is urgent; None if nothing was."""
         if not self._store.is_open:
             return None
         now_s = self._clock()
-        loads, kept = [], {}
-        for name, one in self._store.collections.items():
-            layer = one.layer
-            tally, asked = msgspec.structs.replace(layer.tally), msgspec.structs.replace(layer.answers.asked)
-            kept[name] = (layer, now_s, tally, asked)
-            before = self._before.get(name)
-            if before is None or before[0] is not layer:
-                continue
-            load = _load(layer, before, (now_s, tally, asked))
-            if load.reads_per_s or load.writes_per_s or load.requests_per_s:
-                loads.append(load)
-        self._before = kept
-        loads.sort(key=lambda load: -(load.reads_per_s + load.writes_per_s))
+        looks = {
+            name: (
+                one.layer,
+                now_s,
+                msgspec.structs.replace(one.layer.tally),
+                msgspec.structs.replace(one.layer.answers.asked),
+            )
+            for name, one in self._store.collections.items()
+        }
+        lately = _loads(self._looked, looks)
+        before, self._wanted = self._wanted, self._wanted_at_once(lately)
+        self._looked = looks
+        is_urgent = self._wanted is not None and self._wanted == before
+        if not is_urgent:
+            if now_s - self._since_s < WINDOW_S:
+                return None
+            if self._wanted is not None:  # the load has just become another: what has something of both says nothing
+                self._before, self._since_s = looks, now_s
+                return None
+        loads = lately if is_urgent else _loads(self._before, looks)
+        self._before, self._since_s, self._wanted = looks, now_s, None
         return Observation(tuple(loads[:SHOWN])) if loads or self._settling is not None else None
+
+    def _wanted_at_once(self, lately: list[Load]) -> tuple[str, Kind] | None:
+        """The index that would save so much that no whole second is to be waited for, if two looks agree on it."""
+        if self.mode is not OodaMode.ON or self._settling is not None:
+            return None
+        costly = tuple(one for one in map(costs.weigh, lately) if costs.wasted_us(one) > costs.TOO_MUCH_US)
+        match costs.decide(costly, self.held):
+            case UseIndex() as found:
+                return found.collection, found.index
+        return None
 
     def orient(self, observation: Observation) -> Picture:
         """What each costs, and what others would."""
@@ -97,6 +130,17 @@ class IndexChooser(OodaLoop[Observation, Picture, Decision]):
                 found.layer.use(kind, at)
             case KeepAnswers():
                 found.layer.answers.switch(is_on=decision.is_on != is_undone)
+
+
+def _loads(before: Looks, now: Looks) -> list[Load]:
+    """Of the collections that were used between the two looks; those that were used most first."""
+    loads = []
+    for name, look in now.items():
+        if name in before and before[name][0] is look[0]:
+            load = _load(look[0], before[name], look[1:])
+            if load.reads_per_s or load.writes_per_s or load.requests_per_s:
+                loads.append(load)
+    return sorted(loads, key=lambda load: -(load.reads_per_s + load.writes_per_s))
 
 
 def _load(layer: Layer, before: tuple[Layer, float, Tally, Asked], now: tuple[float, Tally, Asked]) -> Load:

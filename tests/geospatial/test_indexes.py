@@ -164,6 +164,31 @@ def test_the_loop_gives_a_large_collection_a_tree_if_it_may(tmp_path: Path, mode
             assert loop.kept == 0
 
 
+def test_a_shift_of_the_load_is_followed_soon(tmp_path: Path) -> None:
+    """In the loop's own time: within a second to a tree for reads, in some more to none for what moves; by no other."""
+    with serving(tmp_path) as (_, places):
+        big = filled(150_000)
+        places.store.collections = {"c": places.store.collections["tracks"]._replace(layer=big)}
+        now, used = [0.0], []
+        loop = IndexChooser(places.store, lambda: now[0])
+        for tick in range(130):  # ten in a second
+            for n in range(30 if tick < 65 else 1):
+                big.select([(n, n / 2, n + 20.0, n / 2 + 20.0)], None)
+            for n in range(0 if tick < 65 else 3):
+                box = (n, n / 2, n + 0.1, n / 2 + 0.1)
+                big.apply([Change(1 + 300 * tick + 100 * n + at, box, None, True) for at in range(100)])
+            big.pack()
+            now[0] = tick / 10
+            work = loop.step(now[0])
+            if work is not None:
+                work.run()
+                loop.finished(now[0], None)
+            used.append(big.index.kind)
+        assert used[10:65] == ["tree"] * 55
+        assert used[90:105] == ["scan"] * 15
+        assert set(used[65:90]) == {"tree", "scan"}
+
+
 def test_the_loop_does_nothing_where_there_is_nothing_to_do(tmp_path: Path) -> None:
     """A small collection, asked and written without pause; and none at all."""
     with serving(tmp_path) as (client, places):
