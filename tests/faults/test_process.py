@@ -247,6 +247,11 @@ def test_grandchild_holds_the_port_and_the_log(run_path: Path) -> None:
 # -- what cannot start ------------------------------------------------------------------------------------------
 
 
+def seen_by_atlas(programs: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The same, started when ATLAS is there to see it."""
+    return {name: {**program, "depends_on": "atlas"} for name, program in programs.items()}
+
+
 def assert_given_up(fleet: Fleet, name: str, *reasons: str) -> None:
     """FATAL, after no more starts than the budget allows; the reason is in the table and in history."""
     view = fleet.shown(name, "FATAL", within_s=100.0)
@@ -257,14 +262,14 @@ def assert_given_up(fleet: Fleet, name: str, *reasons: str) -> None:
     assert len(ends) <= BUDGET
     assert max(end.start or 0 for end in ends) == len(ends) == (view.restarts or 0) + 1
     assert ends[-1].follows.startswith("FATAL")
-    assert [event for event in fleet.events(name, "state") if event.text.startswith("FATAL")]
+    until(lambda: "FATAL" in str(fleet.events(name, "state")), what="ATLAS has seen it given up")
 
 
 def test_crash_loop(run_path: Path) -> None:
     """Before it is ready or after: at most five starts in 60 s, then quarantined with its reason."""
     (run_path / "late.exits").write_text("1.2")
     programs = {"early": {"command": python(run_path, "early", "time.sleep(0.05)\nsys.exit(3)")}, "late": faulty()}
-    with Fleet(run_path, programs) as fleet:
+    with Fleet(run_path, seen_by_atlas(programs)) as fleet:
         for name in programs:
             assert_given_up(fleet, name, "5 starts in 60 s, last: exit 3")
         assert all(end.ready_after_s is not None for end in fleet.ends("late"))
@@ -282,7 +287,7 @@ def test_cannot_start(run_path: Path) -> None:
             },
             "ours": faulty(CDN_PORT=str(port)),
         }
-        with Fleet(run_path, programs) as fleet:
+        with Fleet(run_path, seen_by_atlas(programs)) as fleet:
             assert_given_up(fleet, "imports", "No module named 'a_module_that_is_not'")
             assert_given_up(fleet, "port", "Address already in use")
             assert "/nowhere/to-be-found" in fleet.shown("missing", "FATAL").reason  # it has no lives to end
