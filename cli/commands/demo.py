@@ -15,7 +15,7 @@ from cli.answers import document
 from cli.context import output_options, say, stdout_screen, write
 from cli.exits import Exit, Problem
 from cli.progress import Progress
-from cli.rendering import Format, Output, Screen, indented, paint
+from cli.rendering import Format, Output, Screen, indented, paint, wrapped
 
 SEED = 1
 
@@ -85,8 +85,15 @@ def _told(number: int, step: object, screen: Screen) -> list[str]:
 
     assert isinstance(step, Step)
     head = f"{number:2}. {paint(step.title, 'bold', screen)} {paint(f'{step.took_s:.1f} s', 'dim', screen)}"
-    told = [f"    {line}" for line in step.told]
-    return [head, *(part for line in told for part in (indented(line, screen.width) if screen.width else [line]))]
+    lines = [head]
+    for text in step.told:
+        if screen.width is None:
+            lines.append(f"    {text}")
+        elif text.startswith(" "):  # a line of a list
+            lines += indented(f"    {text}", screen.width)
+        else:
+            lines += [f"    {part}" for part in wrapped(text, screen.width - 4)]
+    return lines
 
 
 @contextmanager

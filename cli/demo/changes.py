@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cli.rendering import Cell, Screen, clean, columns, table
+from cli.rendering import ABSENT, Cell, Screen, clean, columns, table
 
 Loop = Mapping[str, Any]
 Cycle = Mapping[str, Any]
@@ -76,14 +76,14 @@ def row(service: str, loops: Sequence[Loop]) -> Row:
         eventful = [cycle for cycle in cycles if _told(_SAW, service, cycle)] or cycles
         saw = _told(_SAW, service, eventful[-1]) if eventful else ""
         why = "that was no reason to" if saw else "nothing happened that concerns it"
-        return Row(service, mode, saw or "-", f"nothing: {why}", None, None, measure.unit, "", *counts)
+        return Row(service, mode, saw or ABSENT, f"nothing: {why}", None, None, measure.unit, "", *counts)
     cycle = next((one for one in acted if (one.get("effect") or {}).get("verdict") == "kept"), acted[-1])
     effect, decision = cycle.get("effect") or {}, cycle.get("decision")
     kind = decision.get("type") if isinstance(decision, Mapping) else None
     measure = OTHERS.get((service, str(kind)), measure)
     before, after = (_scaled(effect.get(word), measure.times) for word in ("before", "after"))
     changed = _told(_CHANGED, service, cycle) or _brief(decision)
-    saw = _told(_SAW, service, cycle) or "-"
+    saw = _told(_SAW, service, cycle) or ABSENT
     return Row(service, mode, saw, changed, before, after, measure.unit, str(effect.get("verdict")), *counts)
 
 
@@ -97,14 +97,21 @@ def lines(rows: Sequence[Row], screen: Screen) -> list[str]:
     widths = [max(columns(line[n].text) for line in [[Cell(head) for head in heads], *four]) for n in range(4)]
     if screen.width is None or sum(widths) + _GAPS <= screen.width:
         return table(heads, four, screen)
-    two = [[name, Cell(f"{changed.text}; {after.text}; it saw {saw.text}")] for name, saw, changed, after in four]
+    two = []
+    for name, saw, changed, after in four:
+        parts = [
+            changed.text,
+            after.text if after.text != ABSENT else "",
+            f"it saw {saw.text}" if saw.text != ABSENT else "",
+        ]
+        two.append([name, Cell("; ".join(part for part in parts if part))])
     return table(["SERVICE", "WHAT ITS LOOP CHANGED"], two, screen)
 
 
 def effect(one: Row) -> str:
     """What the change did, in words."""
     if not one.verdict:
-        return "-"
+        return ABSENT
     if one.before is None:
         return f"{one.verdict}, by nothing that could be measured"
     if one.after is None:
