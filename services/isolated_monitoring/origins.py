@@ -50,7 +50,7 @@ def check(
         raise RefusedError(
             403,
             "cannot take this from another site's page",
-            value=(origin or headers["sec-fetch-site"])[:200],
+            value=(headers["sec-fetch-site"] if origin is None else origin)[:200],
             limit=f"the Origin of {(own or ['this host'])[-1][:200]}, or none",
             next="send no Origin header",
         )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus.endpoints import MAX_SOCKET_PATH_BYTES, default_run_dir
@@ -96,6 +96,8 @@ ORIGINS = ("https://evil.example", "null", "", *(f"http://{host}" for host in HO
     connected=st.sampled_from(["127.0.0.1", "::1", "192.0.2.1"]),
     hosts=st.sampled_from([frozenset[str](), frozenset({"www.example"}), frozenset({"*"})]),
 )
+@example(given={"origin": ""}, method="POST", path="/", connected="127.0.0.1", hosts=frozenset())
+@example(given={"origin": "", "host": ""}, method="POST", path="/", connected="192.0.2.1", hosts=frozenset())
 def test_the_same_origins(given: dict[str, str], method: str, path: str, connected: str, hosts: frozenset[str]) -> None:
     """Whom every service refuses it refuses, with the same words, and nobody else."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in given.items()]
