@@ -206,16 +206,14 @@ def test_overload_kills_nobody(run_dir: Path, atlas: FakeAtlas) -> None:
 
 
 def test_a_start_that_waits_for_a_cpu_has_time_to_get_ready(run_dir: Path, atlas: FakeAtlas) -> None:
-    """Hardly run at all in three times its ready_s: it is not to blame, and not killed."""
-    before = (
-        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.nice(10); began_s = time.process_time()\n"
-        "while time.process_time() - began_s < 0.15: pass\n"
-    )
-    hog = f"import os\nos.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{HOG}"
-    hogs = [subprocess.Popen([sys.executable, "-c", hog]) for _ in range(2)]
+    """One of nine on a processor, it takes three times its ready_s: it is not to blame, and not killed."""
+    pinned = "import os, time\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    before = f"{pinned}began_s = time.process_time()\nwhile time.process_time() - began_s < 0.3: pass\n"
+    program = beating(run_dir, "web", before=before, ready_s="1", watchdog_s="0")
+    hogs = [subprocess.Popen([sys.executable, "-c", pinned + HOG]) for _ in range(8)]
     try:
-        with Supervisord(run_dir, {"web": beating(run_dir, "web", before=before, ready_s="1", watchdog_s="0")}):
-            assert atlas.row("web", "RUNNING").restarts == 0
+        with Supervisord(run_dir, {"web": program}) as fleet:
+            until(lambda: fleet.states()["web"] == "RUNNING", within_s=100.0, every_s=0.2, what="web is ready")
             assert read(run_dir / "postmortems", "web") == []
     finally:
         for each in hogs:
