@@ -31,7 +31,9 @@ from tests.faults.injections import Victim
 ORDER_S = 20.0
 """The time that a command is given."""
 OUTCOME_S = 60.0
-"""How long its outcome is waited for: its own time, ATLAS being killed meanwhile, and the rest of that."""
+"""How long its outcome is waited for of an ATLAS that answers; while there is none, nobody can tell it."""
+GIVEN_UP_S = 900.0
+"""How long in all."""
 _AGAIN_S = 1.0
 _LOOK_S = 0.1
 _SOCKETS = ("telemetry.sock", "agents.sock", "operators.sock", "feed.sock")
@@ -308,13 +310,15 @@ class Doer:
 
     def _follow(self, request: OrderRequest) -> OrderOutcome | None:
         """Its outcome; None if nobody tells it. It is given again, with its id, to whichever ATLAS there is."""
-        until_s = self._now_s() + OUTCOME_S
+        given_up_s, waited_s = self._now_s() + GIVEN_UP_S, 0.0
         link = OperatorLink(self._fleet.run_dir.operators)
         try:
-            while self._now_s() < until_s and not self._over.is_set():
+            while waited_s < OUTCOME_S and self._now_s() < given_up_s and not self._over.is_set():
+                asked_s, is_heard = self._now_s(), False
                 try:
                     link.request(request, timeout_s=_AGAIN_S)
                     for reply in link.replies(request.id, timeout_s=2.0 * _AGAIN_S):
+                        is_heard = True
                         match reply:
                             case OrderOutcome():
                                 return reply
@@ -325,7 +329,7 @@ class Doer:
                                     id=request.id, name=request.names[0], kind=OutcomeKind.REJECTED, reason=reply.reason
                                 )
                 except AtlasSilent:
-                    continue
+                    waited_s += self._now_s() - asked_s if is_heard else 0.0
         finally:
             link.close()
         return None

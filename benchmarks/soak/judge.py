@@ -47,6 +47,8 @@ STEADY_BYTES_PER_S = {SUPERVISORD: 2048.0, ATLAS: 8192.0, DAEMON: 1024.0}
 """Beyond that: what could not be told from noise in a run of minutes, and is 4 to 30 MiB an hour, so found in one."""
 ONCE_FDS = {SUPERVISORD: 8, ATLAS: 16, DAEMON: 4}
 """Connections that come and go with the sample."""
+ATLAS_FDS_EACH = 3
+"""So many of ATLAS's are each service's own, and no growth: it may take some time until all of them are there again."""
 
 
 def never_two(history: Sequence[Event], story: Story) -> Iterator[Violation]:
@@ -347,6 +349,7 @@ def growth(history: Sequence[Event], story: Story) -> Iterator[tuple[str, str, f
             samples = [each for each in used[name, life.pid] if warm_s <= each.at_s < until_s]
             if len(samples) < 4 or samples[-1].at_s - samples[0].at_s < FLAT_AFTER_S:
                 continue
+            floor = ATLAS_FDS_EACH * len(story.began.services) if kind == ATLAS else 0
             span_s = samples[-1].at_s - samples[0].at_s
             yield (
                 kind,
@@ -354,7 +357,7 @@ def growth(history: Sequence[Event], story: Story) -> Iterator[tuple[str, str, f
                 span_s,
                 samples[-1].at_s,
                 span_s * _slope([(each.at_s, float(each.rss_bytes)) for each in samples]),
-                span_s * _slope([(each.at_s, float(each.fds)) for each in samples]),
+                span_s * _slope([(each.at_s, float(max(each.fds, floor))) for each in samples]),
             )
 
 

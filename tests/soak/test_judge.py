@@ -293,12 +293,20 @@ BROKEN: dict[str, tuple[str, list[Event]]] = {
     "a daemon's memory grows": (FLAT, [*begins(2.0, 10), *sampled("web", 10, 100_000)]),
     "a daemon's descriptors grow": (FLAT, [*begins(2.0, 10), *sampled("web", 10, 0, 0.1)]),
     "ATLAS's memory grows": (FLAT, [*begins(2.0, 10, "atlas"), *sampled("atlas", 10, 400_000)]),
+    "ATLAS's descriptors grow": (FLAT, [*begins(2.0, 10, "atlas"), *sampled("atlas", 10, 0, 0.4)]),
     "supervisord's descriptors grow": (FLAT, sampled("supervisord", SUPERVISORD_PID, 0, 0.2)),
     "supervisord's memory grows": (FLAT, sampled("supervisord", SUPERVISORD_PID, 150_000)),
 }
 """Which promise it breaks, and no other."""
 
 KEPT: dict[str, list[Event]] = {
+    "ATLAS's members come back one after the other": [
+        *begins(2.0, 10, "atlas"),
+        *(
+            Used(at_s=30.0 + 5.0 * number, name="atlas", pid=10, rss_bytes=1 << 25, fds=3 * min(number, 3) + 1)
+            for number in range(20)
+        ),
+    ],
     "nothing happens": [*begins(2.0, 10), *begins(2.0, 20, "shop")],
     "a crash": [*begins(2.0, 10), *crashed(20.0, 10)],
     "three crashes, with backoff": [
