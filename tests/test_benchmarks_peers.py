@@ -57,6 +57,7 @@ ROWS = [BARE, WAKING, OURS, OTHER]
         (Taken((0.020, 0.022, 0.040)), 1.25, "22 ms (40 ms) ×1.2"),
         (Taken((1.0, 1.06)), None, "1.03 s (1.06 s)"),
         (Used(2.5, "%"), 0.5, "2.50 % ×0.5"),
+        (Used(0.04, "%"), 0.04, "0.04 % ×0.04"),
         (Used(17.25, "MiB"), None, "17.2 MiB"),
         (NotWithin(60.0, has_means=False), None, "never"),
         (NotWithin(60.0, has_means=True), None, "> 60 s"),

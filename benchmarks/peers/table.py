@@ -100,7 +100,9 @@ def cell_text(cell: Cell | None, times: float | None) -> str:
             text = f"{used:.2f} %" if unit == "%" else f"{used:.1f} {unit}"
         case _:
             return "–"
-    return text + (f" ×{times:.{1 if times < 9.95 else 0}f}" if times is not None else "")
+    if times is None:
+        return text
+    return f"{text} ×{times:.{2 if times < 0.095 else 1 if times < 9.95 else 0}f}"
 
 
 def titles(services: int, limit_mib: int) -> dict[str, str]:
