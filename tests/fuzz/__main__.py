@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def _mutated(name: str, seconds: float, seed: int, most: int | None) -> int:
 def _guided(name: str, seconds: float, seed: int) -> int:
     """libFuzzer ends its process when it is done, so it has one of its own."""
     command = [sys.executable, "-m", "tests.fuzz", name, "--inside", f"--seconds={seconds}", f"--seed={seed}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, check=False)
+    with tempfile.TemporaryDirectory(prefix="cdn-fuzz-") as place:  # libFuzzer's way to end leaves all behind
+        environ = os.environ | {"TMPDIR": place}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, env=environ)
     told = [line for line in done.stderr.splitlines() if "DONE" in line]
     if done.returncode:
         print(done.stdout + done.stderr)
