@@ -134,18 +134,22 @@ class Fleet:
     # -- history -----------------------------------------------------------------------------------------------
 
     def asked(self, path: str, type_: type[A]) -> A | None:
-        """Answer of ATLAS' ``/api/v1/…``; None for 404 and while it does not answer."""
+        """Answer of ATLAS' ``/api/v1/…``, waited for while it is silent or busy; None for 404."""
+        found = until(lambda: self._answer(path, type_), within_s=60.0, what=f"ATLAS answers {path}")
+        return found[0] if found else None
+
+    def _answer(self, path: str, type_: type[A]) -> tuple[A | None] | None:
         view = self.view("atlas")
         if view is None or view.address is None:
             return None
         try:
             with urllib.request.urlopen(f"{view.address}/api/v1/{path}", timeout=30) as answer:
-                return msgspec.json.decode(answer.read(), type=type_)
+                return (msgspec.json.decode(answer.read(), type=type_),)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code not in (404, 503):
                     raise AssertionError(f"{path}: {error.read()!r}") from error
-            return None
+            return (None,) if error.code == 404 else None
         except OSError:
             return None
 

@@ -178,7 +178,7 @@ def test_atlas_stopped(run_path: Path) -> None:
         until(lambda: "silence meanwhile proves nothing" in fleet.supervisord.log("atlas"))
         fleet.assert_undisturbed(victim)
         assert fleet.events(kind="unreachable") == []
-        assert [life.pid for life in fleet.lives("atlas")] == [atlas]
+        assert {life.pid for life in until(lambda: fleet.lives("atlas"))} == {atlas}
         assert fleet.post_mortems("atlas") == []
 
 
@@ -193,7 +193,7 @@ def test_two_atlas(run_path: Path) -> None:
                     assert second.wait() == 78
                     assert "set CDN_RUN_DIR to another directory" in second.log()
         fleet.assert_undisturbed(victim)
-        assert [life.pid for life in fleet.lives("atlas")] == [atlas]
+        assert {life.pid for life in until(lambda: fleet.lives("atlas"))} == {atlas}
         assert not [event for event in fleet.events("atlas-2", "phase") if "serving" in event.text]
 
 
@@ -255,7 +255,7 @@ def test_garbage(run_path: Path) -> None:
         finally:
             context.destroy(linger=0)
         fleet.assert_undisturbed(victim)
-        assert [life.pid for life in fleet.lives("atlas")] == [atlas]
+        assert {life.pid for life in until(lambda: fleet.lives("atlas"))} == {atlas}
         assert "dropped what came as" in fleet.supervisord.log("atlas")
 
 
@@ -302,7 +302,7 @@ def test_slow_subscriber(run_path: Path) -> None:
             publisher.close()
             other.close()
         fleet.assert_undisturbed(victim)
-        assert [life.pid for life in fleet.lives("atlas")] == [atlas.pid]
+        assert {life.pid for life in until(lambda: fleet.lives("atlas"))} == {atlas.pid}
 
 
 def numbered_status(seq: int) -> DaemonStatus:
