@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OWED_AGAIN_S = 1.0
+"""How soon the supervisor is told again what could not be sent, where no beats are wanted."""
 TICK_S = 0.1
 _REPORT, _GREET = 9, 1
 """The turns in which it is said how things are, and that it is there. Odd ones, as the watchdog is fed in even ones:
@@ -592,7 +594,9 @@ class CDNDaemon(ServiceDaemon):
         """Say that this process lives, and again before its silence would be noticed."""
         watchdog_s = self._notifier.watchdog_s
         if watchdog_s is None:
-            self._feed_s = math.inf
+            self._feed_s = now_s + OWED_AGAIN_S
+            if self._notifier.owes:
+                self._notifier.send()
             return
         self._feed_s = now_s + min(watchdog_s / 3, 1.0) - TICK_S / 2
         self._notifier.send(WATCHDOG=1)

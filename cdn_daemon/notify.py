@@ -6,6 +6,10 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
+
+_LASTING = ("READY", "STOPPING", "STATUS", "ERRNO", "MAINPID", "WATCHDOG")
+"""What is as true later as when it was said; WATCHDOG=trigger is, a beat and EXTEND_TIMEOUT_USEC are not."""
 
 
 class Notifier:
@@ -16,6 +20,8 @@ class Notifier:
         self._socket: socket.socket | None = None
         self.failed = 0
         """Datagrams that could not be sent: nobody listens, or its queue is full."""
+        self._unsent: dict[str, str | int] = {}
+        self._lock = Lock()
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
@@ -36,14 +42,30 @@ class Notifier:
         """Whether the one notified has its socket below this directory."""
         return self._address.startswith(f"{directory}/")
 
+    @property
+    def owes(self) -> bool:
+        """Whether something that has to be known could not be sent, and goes with the next datagram."""
+        return bool(self._unsent)
+
     def send(self, **fields: str | int) -> bool:
-        """Send ``KEY=value`` lines in one datagram; False if it did not go."""
+        """Send ``KEY=value`` lines in one datagram, with what is owed; False if it did not go."""
         if self._socket is None:
             return False
+        with self._lock:
+            told = {**self._unsent, **fields}
+            if "STOPPING" in told:
+                told.pop("READY", None)
+            is_sent = self._send(self._socket, told)
+            self._unsent = {} if is_sent else {key: told[key] for key in _LASTING if key in told}
+            if self._unsent.get("WATCHDOG") == 1:
+                del self._unsent["WATCHDOG"]  # a beat is of its moment
+            return is_sent
+
+    def _send(self, to: socket.socket, fields: Mapping[str, str | int]) -> bool:
         lines = "\n".join(f"{key}={str(value).replace(chr(10), ' ')}" for key, value in fields.items())
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            self._socket.sendto(lines.encode(errors="replace"), address)
+            to.sendto(lines.encode(errors="replace"), address)
         except OSError:
             self.failed += 1
             return False

@@ -104,3 +104,38 @@ def test_a_supervisor_that_does_not_read(run_path: Path, supervisor: socket.sock
     notifier = Notifier({"NOTIFY_SOCKET": str(run_path / "systemd.sock")})
     until(lambda: not notifier.send(WATCHDOG=1), every_s=0)
     assert notifier.failed == 1
+
+
+def test_what_found_a_full_queue_goes_with_the_next(run_path: Path, supervisor: socket.socket) -> None:
+    """READY is not lost, nor the last status; a beat of then is, and an extension."""
+    notifier = Notifier({"NOTIFY_SOCKET": str(run_path / "systemd.sock")})
+    until(lambda: not notifier.send(WATCHDOG=1), every_s=0)
+    assert not notifier.owes
+    assert not notifier.send(STATUS="standing by", EXTEND_TIMEOUT_USEC=5)
+    assert not notifier.send(READY=1, STATUS="serving", MAINPID=7)
+    assert not notifier.send(WATCHDOG=1)
+    assert notifier.owes
+    supervisor.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            assert supervisor.recv(4096) == b"WATCHDOG=1"
+    assert notifier.send(WATCHDOG=1)
+    assert not notifier.owes
+    assert sorted(supervisor.recv(4096).decode().split("\n")) == [
+        "MAINPID=7",
+        "READY=1",
+        "STATUS=serving",
+        "WATCHDOG=1",
+    ]
+
+
+def test_who_is_ending_is_not_ready_any_more(run_path: Path, supervisor: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(run_path / "systemd.sock")})
+    until(lambda: not notifier.send(WATCHDOG=1), every_s=0)
+    notifier.send(READY=1, STATUS="serving")
+    notifier.send(STOPPING=1, STATUS="draining")
+    supervisor.recv(4096)
+    assert notifier.send()
+    while (told := supervisor.recv(4096)) == b"WATCHDOG=1":
+        continue
+    assert sorted(told.decode().split("\n")) == ["STATUS=draining", "STOPPING=1"]
