@@ -14,7 +14,8 @@ with threads.
 
 One datagram is one message. To the keeper: ``lock`` (with a descriptor), ``fork``,
 ``go``, ``signal N``, ``kill``, ``probe N``, ``unprobe``. From it: ``forked PID``,
-``running``, ``refused ERRNO``, ``ended WAITSTATUS``, ``probed N WAITSTATUS TEXT``.
+``running``, ``refused ERRNO``, ``stopped``, ``continued``, ``ended WAITSTATUS``,
+``probed N WAITSTATUS TEXT``.
 """
 
 from __future__ import annotations
@@ -223,16 +224,19 @@ class _Keeper:
         self._probe_pid, self._probe_number, self._probe_output = pid, number, output
 
     def _reap(self) -> int | None:
-        """Take note of all that has ended; the wait status of the program, if it has."""
+        """Take note of all that has ended or was stopped; the wait status of the program, if it has ended."""
         ended = None
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return ended
             if pid == 0:
                 return ended
-            if pid == self._pid:
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):  # by a tracer is not reported here
+                if pid == self._pid:
+                    self._say("stopped" if os.WIFSTOPPED(status) else "continued")
+            elif pid == self._pid:
                 ended = status
             elif pid == self._probe_pid:
                 text = os.pread(self._probe_output, 1 << 16, 0)[-_TEXT_BYTES:].decode(errors="replace")

@@ -36,6 +36,8 @@ FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, sign
 
 _LIMITED = tuple(name for name in DIMENSIONS if name != "loop_lag_s")
 _MESSAGE_BYTES = 1024
+_STOPPED_S = 0.2
+"""Who was stopped by a signal and stays so cannot come back by itself; the warden gives its own as long."""
 _SLACK_S = 1.0
 """A probe ends itself at its time-out; the monitor's own is for the case that it cannot."""
 
@@ -76,6 +78,9 @@ class Program(Service):
         self._pid = 0
         self._runs = False
         self._stopping = False
+        self._stopped: asyncio.TimerHandle | None = None
+        """Since a signal has stopped it."""
+        self._is_replaced = False
         self._ended: asyncio.Future[int] | None = None
         """Its wait status."""
         self._asked = 0
@@ -127,6 +132,8 @@ class Program(Service):
             wait_status = await asyncio.shield(self._ended)
         finally:
             loop.remove_reader(self._link.fileno())
+        if self._is_replaced:
+            raise Ended(wait_status, f"{self._command[0]} was stopped by a signal for {_STOPPED_S} s: replaced")
         if not self._stopping:
             raise Ended(wait_status, f"{self._command[0]} ended by itself: {in_words(wait_status)}")
 
@@ -151,6 +158,15 @@ class Program(Service):
             self._tell("kill")
             wait_status = await asyncio.wait_for(asyncio.shield(self._ended), GONE_S)
         log.info("%s has ended: %s", self._command[0], in_words(wait_status))
+
+    def _stays_stopped(self) -> None:
+        """Where somebody starts another one, that is better than one that does nothing."""
+        assert self._ended is not None
+        if self._stopping or self._ended.done() or not os.environ.get("NOTIFY_SOCKET"):
+            return
+        log.error("%s is stopped by a signal, for %g s now: killing it", self._command[0], _STOPPED_S)
+        self._is_replaced = True
+        self._tell("kill")
 
     async def _run_probe(self) -> str | None:
         """The probe that is a command: exit code 0, or not."""
@@ -187,6 +203,12 @@ class Program(Service):
         match message.split(" ", 3):
             case ["running"]:
                 self._runs = True
+            case ["stopped" | "continued" as what]:
+                if self._stopped is not None:
+                    self._stopped.cancel()
+                    self._stopped = None
+                if what == "stopped":
+                    self._stopped = asyncio.get_running_loop().call_later(_STOPPED_S, self._stays_stopped)
             case ["refused", number] if not self._ended.done():
                 self._ended.set_exception(ConfigurationError(_cannot_run(self._command[0], int(number))))
             case ["ended", status] if not self._ended.done():

@@ -180,7 +180,7 @@ curl() {
 INTERRUPTED = 130
 VARIABLES = {
     variable
-    for folder in ("bus", "cdn_daemon", "cli", "services")
+    for folder in ("bus", "cdn_daemon", "cli", "services", "tests/faults")
     for path in (ROOT / folder).rglob("*.py")
     for variable in re.findall(r"\bCDN_[A-Z_]*[A-Z]\b", path.read_text())
 }

@@ -159,6 +159,20 @@ def test_a_stopped_program_is_drained(start: Start) -> None:
     said(tiny, "told TERM")
 
 
+def test_a_stopped_program_is_left_alone_where_nobody_starts_another(start: Start) -> None:
+    """Without a supervisor it may be stopped, and goes on when it is woken."""
+    tiny = start("--", "sh", "-c", "echo program is $$; sleep 30 & wait $!; echo woken")
+    program = pid_of(tiny)
+    os.kill(program, signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        tiny.process.wait(timeout=2.0)
+    assert is_running(program)
+    os.kill(program, signal.SIGCONT)
+    os.kill(psutil.Process(program).children()[0].pid, signal.SIGKILL)
+    said(tiny, "woken")
+    assert tiny.wait() == 0
+
+
 def test_killed_it_leaves_no_orphan(start: Start) -> None:
     """SIGKILL of cdn-run: the program, its child, one in a session of its own, and the keeper are gone."""
     script = STUBBORN.replace("while", "setsid sh -c 'echo loner is $$; sleep 3600' &\nwhile", 1)
@@ -384,7 +398,9 @@ def test_an_instance_runs_once(start: Start) -> None:
 
 
 def test_under_supervisord(run_path: Path) -> None:
-    """RUNNING when its probe passes; started again when it or the program is killed; stopped, nothing of it is left."""
+    """RUNNING when its probe passes; started again when it or the program is killed, or the program is stopped by a
+    signal; ended, nothing of it is left.
+    """
     (run_path / "program.sh").write_text(f"#!/bin/sh\n{PATIENT}")
     (run_path / "program.sh").chmod(0o700)
     command = f"{BIN}/cdn-run --name tiny --exec 'test -e {run_path}/well' --period 0.2 -- {run_path}/program.sh"
@@ -410,6 +426,10 @@ def test_under_supervisord(run_path: Path) -> None:
         os.kill(supervisord.pid("tiny"), signal.SIGKILL)
         until(lambda: len(programs_seen()) == 3)
         until(lambda: supervisord.states()["tiny"] == "RUNNING")
+        os.kill(programs_seen()[-1], signal.SIGSTOP)
+        until(lambda: len(programs_seen()) == 4)
+        until(lambda: supervisord.states()["tiny"] == "RUNNING")
+        assert "was stopped by a signal for 0.2 s: replaced" in supervisord.log("tiny")
         assert supervisord.ctl("stop", "tiny").returncode == 0
         assert supervisord.states()["tiny"] == "STOPPED"
         gone(*programs_seen())

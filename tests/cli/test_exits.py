@@ -110,6 +110,7 @@ ELSEWHERE = {
     "down": {0, 1, 124},  # the same
     "doctor": {0},  # tests/cli/test_doctor.py
     "top": {0, 2, 4, 130},  # tests/cli/test_top.py
+    "demo": {0, 1, 130},  # tests/cli/test_demo.py
 }
 
 
