@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from bus.endpoints import RunDir, prepare
 from tests.support import short_dir
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is started here would ignore it, too, if the tests run under nohup
 
 
 @pytest.fixture
