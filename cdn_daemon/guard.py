@@ -100,7 +100,7 @@ class Guard:
     def _look_at_loop(self, pulse: Pulse, now_s: float) -> Demand | None:
         if now_s < LONG_CALLS.until_s():
             pulse.restart_window(now_s)
-        return self._follow(now_s, "loop_lag_s", pulse.lag_s(now_s))
+        return self._follow(now_s, "loop_lag_s", pulse.own_lag_s(now_s))
 
     def _look_at_memory(self, now_s: float) -> Demand | None:
         """Whether it runs away; its trend is followed once a second."""

@@ -287,11 +287,7 @@ PEERS = (
         own,
         _cdn_run,
         fresh=True,
-        without=SELF,
-        notes={
-            "crash": FIRST,
-            "hang": "it is unhealthy then, gets no traffic from the gateway, and is not killed for it",
-        },
+        notes={"crash": FIRST},
     ),
     Peer(
         "cdn",

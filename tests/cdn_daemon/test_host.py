@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -29,6 +31,7 @@ from tests.support import ServiceProcess, free_port, until
 
 Spawn = Callable[..., ServiceProcess]
 TINY = ("-m", "tests.cdn_daemon.tiny")
+BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
 
 @pytest.fixture
@@ -376,6 +379,26 @@ def test_a_frozen_process_accuses_nobody(spawn: Spawn) -> None:
     until(lambda: "was away for" in tiny.log())
     until(lambda: ready(tiny)["health"] == "healthy")
     assert tiny.process.poll() is None
+
+
+def test_a_loop_that_waits_for_a_cpu_is_not_blocked(spawn: Spawn) -> None:
+    """Its thread starves beside busy ones, for far longer than its limit, which the daemon's sees; it is let live."""
+    tiny = spawn(CDN_LIMIT_LOOP_LAG_S="0.2:0.5")
+    until(lambda: ready(tiny)["health"] == "healthy")
+    cpu = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(tiny.pid, {cpu})  # of a pid: its main thread alone
+    os.sched_setscheduler(tiny.pid, os.SCHED_IDLE, os.sched_param(0))
+    schedstat = Path(f"/proc/{tiny.pid}/task/{tiny.pid}/schedstat")
+    before_ns = int(schedstat.read_text().split()[1])
+    hogs = [subprocess.Popen([sys.executable, "-c", BUSY, str(cpu)]) for _ in range(3)]
+    try:
+        until(lambda: int(schedstat.read_text().split()[1]) > before_ns + 3e9 or tiny.process.poll() is not None)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    until(lambda: ready(tiny)["health"] == "healthy")
+    assert "blocked loop" not in tiny.log()
 
 
 def test_pages_of_other_sites(spawn: Spawn) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 
+import pytest
 import uvloop
 
 from cdn_daemon.pulse import EVERY_S, Pulse
@@ -77,5 +79,31 @@ def test_no_lag_is_known_before_the_second_beat() -> None:
         assert pulse.lag_s(time.monotonic()) is None
         await next_beat(pulse)
         assert pulse.lag_s(time.monotonic()) is None
+
+    on_a_loop(run())
+
+
+def test_waiting_for_a_cpu_is_not_its_own_lag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the kernel says that its thread waited is charged to nobody, and not twice after an excuse."""
+
+    def waits(seconds: float) -> None:
+        (tmp_path / "schedstat").write_text(f"1 {round(seconds * 1e9)} 1\n")
+
+    async def run() -> None:
+        pulse = await beating()
+        real_s = pulse._read_waited_s()
+        monkeypatch.setattr(pulse, "_schedstat", str(tmp_path / "schedstat"))
+        due_s = pulse.due_s
+        waits(real_s)
+        assert pulse.own_lag_s(due_s + 3.0) == pytest.approx(3.0, abs=0.1)
+        waits(real_s + 2.0)
+        assert pulse.own_lag_s(due_s + 3.0) == pytest.approx(1.0, abs=0.1)
+        assert pulse.lag_s(due_s + 3.0) == pytest.approx(3.0, abs=0.1)
+        pulse.restart_window(due_s + 3.0)
+        assert pulse.own_lag_s(due_s + 4.0) == pytest.approx(1.0, abs=0.1)
+        waits(real_s + 2.5)
+        assert pulse.own_lag_s(due_s + 4.0) == pytest.approx(0.5, abs=0.1)
+        (tmp_path / "schedstat").unlink()
+        assert pulse.own_lag_s(due_s + 5.0) == pytest.approx(2.0, abs=0.1)
 
     on_a_loop(run())
