@@ -3,7 +3,9 @@
 A daemon thread that ticks proves nothing about the event loop beside it, so the
 loop has to show a pulse: a beat twice a second, by a timer of its own. How late a
 beat comes, or is by now, is the loop's lag. What its thread was kept waiting for a CPU
-meanwhile is no fault of it: its own lag, by which it is judged, is without that.
+meanwhile is no fault of it: its own lag, by which it is judged, is without that. Linux
+tells of such a wait only when it is over; until then a thread that is runnable and
+uses no CPU from one look to the next is given the benefit of the doubt.
 
 It is not asked for each beat: to wake a loop from another thread costs both of them
 more than all the rest of a tick.
@@ -15,8 +17,18 @@ import asyncio
 import math
 import threading
 import time
+from typing import NamedTuple
 
 EVERY_S = 0.5
+
+
+class _Look(NamedTuple):
+    due_s: float
+    """Of the beat that was late."""
+    cpu_s: float
+    """What the loop's thread had used."""
+    own_s: float
+    """What was found."""
 
 
 class Pulse:
@@ -24,7 +36,7 @@ class Pulse:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._schedstat = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+        self._task = f"/proc/self/task/{threading.get_native_id()}"
         self.due_s = math.inf
         """When the next beat is to come; the loop's."""
         self._excused_s = -math.inf
@@ -33,11 +45,13 @@ class Pulse:
         """How long its thread had waited for a CPU by then, in all its life; the loop's, the daemon's."""
         self._last_lag_s: float | None = None
         self._last_own_lag_s: float | None = None
+        self._look = _Look(self.due_s, 0.0, 0.0)
+        """The daemon's last one at a beat that is late."""
         loop.call_soon(self._beat)
 
     def _beat(self) -> None:
         now_s = time.monotonic()
-        waited_s = self._read_waited_s()
+        _, waited_s = self._read_cpu_and_waited_s()
         if self.due_s != math.inf:
             late_s = max(0.0, now_s - max(self.due_s, self._excused_s))
             self._last_lag_s, self._last_own_lag_s = late_s, self._own(late_s, waited_s)
@@ -50,22 +64,39 @@ class Pulse:
         return last_s if late_s <= 0 else max(late_s, last_s or 0.0)
 
     def own_lag_s(self, now_s: float) -> float | None:
-        """The same without what its thread has waited for a CPU since the last beat."""
-        late_s, last_s = now_s - max(self.due_s, self._excused_s), self._last_own_lag_s
-        return last_s if late_s <= 0 else max(self._own(late_s, self._read_waited_s()), last_s or 0.0)
+        """The same without what its thread has waited for a CPU since the last beat; asked for again and again."""
+        late_s, last_s, due_s = now_s - max(self.due_s, self._excused_s), self._last_own_lag_s, self.due_s
+        if late_s <= 0:
+            return last_s
+        cpu_s, waited_s = self._read_cpu_and_waited_s()
+        before, own_s = self._look, self._own(late_s, waited_s)
+        if self._is_runnable() and (before.due_s != due_s or before.cpu_s == cpu_s):
+            own_s = before.own_s if before.due_s == due_s else 0.0
+        self._look = _Look(due_s, cpu_s, own_s)
+        return max(own_s, last_s or 0.0)
 
     def restart_window(self, now_s: float) -> None:
         """The observer itself was away, or the loop is excused: what is late gets its full time again."""
-        self._excused_s, self._excused_waited_s = now_s, self._read_waited_s()
+        self._excused_s, (_, self._excused_waited_s) = now_s, self._read_cpu_and_waited_s()
         self._last_lag_s = self._last_own_lag_s = None
+        self._look = _Look(math.inf, 0.0, 0.0)
 
     def _own(self, late_s: float, waited_s: float) -> float:
         return max(0.0, late_s - (waited_s - max(self._waited_s, self._excused_waited_s)))
 
-    def _read_waited_s(self) -> float:
-        """Its second number, see sched-stats of Linux: runnable without running. Nobody knows: no more than before."""
+    def _read_cpu_and_waited_s(self) -> tuple[float, float]:
+        """On a CPU, and runnable without one; see sched-stats of Linux. Where nobody knows: no more than before."""
         try:
-            with open(self._schedstat, "rb") as file:
-                return int(file.read().split()[1]) / 1e9
-        except (OSError, ValueError, IndexError):
-            return max(self._waited_s, self._excused_waited_s)
+            with open(f"{self._task}/schedstat", "rb") as file:
+                cpu_ns, waited_ns, _ = file.read().split()
+            return int(cpu_ns) / 1e9, int(waited_ns) / 1e9
+        except (OSError, ValueError):
+            return math.nan, max(self._waited_s, self._excused_waited_s)
+
+    def _is_runnable(self) -> bool:
+        """State R of proc_pid_stat(5)."""
+        try:
+            with open(f"{self._task}/stat", "rb") as file:
+                return file.read().rpartition(b") ")[2].startswith(b"R")
+        except OSError:
+            return False

@@ -86,24 +86,39 @@ def test_no_lag_is_known_before_the_second_beat() -> None:
 def test_waiting_for_a_cpu_is_not_its_own_lag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the kernel says that its thread waited is charged to nobody, and not twice after an excuse."""
 
-    def waits(seconds: float) -> None:
-        (tmp_path / "schedstat").write_text(f"1 {round(seconds * 1e9)} 1\n")
+    def says(cpu_s: float, waited_s: float, state: str = "S") -> None:
+        (tmp_path / "schedstat").write_text(f"{round(cpu_s * 1e9)} {round(waited_s * 1e9)} 1\n")
+        (tmp_path / "stat").write_text(f"1 (a b) {state} 1")
 
     async def run() -> None:
         pulse = await beating()
-        real_s = pulse._read_waited_s()
-        monkeypatch.setattr(pulse, "_schedstat", str(tmp_path / "schedstat"))
+        used_s, waited_s = pulse._read_cpu_and_waited_s()
+        monkeypatch.setattr(pulse, "_task", str(tmp_path))
         due_s = pulse.due_s
-        waits(real_s)
-        assert pulse.own_lag_s(due_s + 3.0) == pytest.approx(3.0, abs=0.1)
-        waits(real_s + 2.0)
-        assert pulse.own_lag_s(due_s + 3.0) == pytest.approx(1.0, abs=0.1)
+
+        def own_s(late_s: float) -> object:
+            return pytest.approx(pulse.own_lag_s(due_s + late_s), abs=0.1)
+
+        says(used_s, waited_s)
+        assert own_s(3.0) == 3.0
+        says(used_s, waited_s + 2.0)
+        assert own_s(3.0) == 1.0
         assert pulse.lag_s(due_s + 3.0) == pytest.approx(3.0, abs=0.1)
         pulse.restart_window(due_s + 3.0)
-        assert pulse.own_lag_s(due_s + 4.0) == pytest.approx(1.0, abs=0.1)
-        waits(real_s + 2.5)
-        assert pulse.own_lag_s(due_s + 4.0) == pytest.approx(0.5, abs=0.1)
+        assert own_s(4.0) == 1.0
+        says(used_s, waited_s + 2.5)
+        assert own_s(4.0) == 0.5
         (tmp_path / "schedstat").unlink()
-        assert pulse.own_lag_s(due_s + 5.0) == pytest.approx(2.0, abs=0.1)
+        assert own_s(5.0) == 2.0
+
+        says(used_s, waited_s + 2.5, "R")
+        pulse.restart_window(due_s + 5.0)
+        assert own_s(6.0) == 0.0, "it may have waited all along: the next look tells"
+        assert own_s(7.0) == 0.0, "runnable, and uses nothing: it waits"
+        says(used_s + 0.5, waited_s + 3.5, "R")
+        assert own_s(7.0) == 1.0, "it ran, and the wait before is known now"
+        assert own_s(8.0) == 1.0, "it waits again"
+        says(used_s + 0.5, waited_s + 3.5, "S")
+        assert own_s(8.0) == 2.0, "asleep it waits for something else than a CPU"
 
     on_a_loop(run())
