@@ -221,6 +221,8 @@ class ProcessRow(Struct, frozen=True, kw_only=True):
     """The program that this is a further instance of; None if it stands in supervisord's configuration itself."""
     depends_on: tuple[ProcessName, ...] = ()
     """What has to be ready before it is started."""
+    says_ready: bool = False
+    """RUNNING means that it has said READY=1."""
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True, tag_field="type", tag="node_status"):

@@ -70,6 +70,8 @@ class Process(NamedTuple):
     """Of the process that ended last; None if a signal ended it, or none has ended."""
     needs: tuple[str, ...] = ()
     """The instances that have to be ready before it is started, as far as the warden says."""
+    says_ready: bool = False
+    """RUNNING means that it has said so itself, as the warden saw."""
 
 
 class Program(NamedTuple):
@@ -244,7 +246,7 @@ def _explained(process: Process, row: ProcessRow | None) -> Process:
     if row is None:
         return process
     needs = tuple(name.rpartition(":")[2] for name in row.depends_on)
-    process = process._replace(enabled=row.enabled, maintenance=row.maintenance, needs=needs)
+    process = process._replace(enabled=row.enabled, maintenance=row.maintenance, needs=needs, says_ready=row.says_ready)
     if (row.state, row.pid) != (process.state, process.pid):
         return process
     return process._replace(reason=row.reason or process.reason, restarts=row.restarts)

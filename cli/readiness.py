@@ -11,6 +11,8 @@ from cli.selection import has_daemon, is_well
 
 SETTLE_S = 1.5
 """Before an end is final, or silence means that there is no daemon: over one lap of a stock supervisord."""
+HEARD_S = 0.5
+"""Before silence means that, of what has said that it is ready: a daemon says so at the same time as to ATLAS."""
 
 
 class Standing(StrEnum):
@@ -28,14 +30,17 @@ class Verdict(NamedTuple):
     text: str
 
 
-def judge(view: ServiceView, *, for_s: float) -> Verdict:
-    """Of one service, which has been as it is (state, pid, phase and health) for ``for_s``."""
+def judge(view: ServiceView, *, for_s: float, says_ready: bool = False) -> Verdict:
+    """Of one service, which has been as it is (state, pid, phase and health) for ``for_s``.
+
+    ``says_ready``: RUNNING means that it has said so itself.
+    """
     why = f": {view.reason}" if view.reason else ""
     match view.state:
         case ProcessState.RUNNING if is_well(view):
             if has_daemon(view):
                 return Verdict(Standing.READY, "ready")
-            if for_s >= SETTLE_S:
+            if for_s >= (HEARD_S if says_ready else SETTLE_S):
                 return Verdict(Standing.READY, "running")
             return Verdict(Standing.WAITING, "running, not heard yet")
         case ProcessState.RUNNING if view.phase is LifecyclePhase.SERVING and view.health is not HealthStatus.UNKNOWN:

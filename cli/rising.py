@@ -67,7 +67,7 @@ class Rise:
             if view is None:
                 self.verdicts[name] = Verdict(Standing.FAILED, "supervisord does not have it")
                 continue
-            verdict = lost.get(name) or self._judge(view, now_s)
+            verdict = lost.get(name) or self._judge(view, processes.get(name), now_s)
             unheard = name not in by_atlas and ATLAS in self._wanted and ATLAS not in lost
             if unheard and verdict.standing is Standing.READY:
                 verdict = Verdict(Standing.WAITING, "ATLAS does not answer yet")
@@ -77,7 +77,7 @@ class Rise:
         self, processes: Mapping[str, Process], views: Mapping[str, ServiceView], now_s: float
     ) -> dict[str, Verdict]:
         """Those that will not become ready, unless somebody does something."""
-        verdicts = {name: self._judge(view, now_s) for name, view in views.items()}
+        verdicts = {name: self._judge(view, processes[name], now_s) for name, view in views.items()}
         for name in verdicts.keys() - set(self._wanted):
             if processes[name].state is ProcessState.STOPPED:
                 why = "STOPPED, and not started by itself" if processes[name].enabled else views[name].reason
@@ -92,12 +92,12 @@ class Rise:
         except (AtlasSilent, Refused):
             return {}
 
-    def _judge(self, view: ServiceView, now_s: float) -> Verdict:
+    def _judge(self, view: ServiceView, process: Process | None, now_s: float) -> Verdict:
         key = (view.state, view.pid, view.phase, view.health)
         known = self._since.get(view.instance)
         if known is None or known[0] != key:
             known = self._since[view.instance] = (key, now_s)
-        return judge(view, for_s=now_s - known[1])
+        return judge(view, for_s=now_s - known[1], says_ready=process is not None and process.says_ready)
 
 
 def _waits_unstarted(process: Process) -> bool:

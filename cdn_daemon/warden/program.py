@@ -231,4 +231,5 @@ class Program(Struct):
             maintenance=bool(self.maintenance),
             program=self.of,
             depends_on=depends_on,
+            says_ready=self.notifies,
         )

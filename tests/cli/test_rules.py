@@ -29,7 +29,7 @@ from cli.exits import Exit
 from cli.fallback import Process, merged
 from cli.orders import fulfilled
 from cli.progress import waited_for
-from cli.readiness import SETTLE_S, Standing, Verdict, judge, stuck
+from cli.readiness import HEARD_S, SETTLE_S, Standing, Verdict, judge, stuck
 from cli.second_look import revised
 from cli.selection import exit_of, exit_of_outcomes, is_unsupervised, is_well, select
 from cli.supervised import SETTLE_S as ENDED_FOR_S
@@ -133,6 +133,13 @@ LONG = SETTLE_S + 0.1
 def test_who_is_ready(service: ServiceView, for_s: float, standing: Standing) -> None:
     """Ready when it says so; an end is final only if nobody starts it again; FATAL is final at once."""
     assert judge(service, for_s=for_s).standing is standing
+
+
+def test_what_said_that_it_is_ready_is_not_waited_for_so_long() -> None:
+    """Its daemon would have been heard by then."""
+    assert judge(plain("a"), for_s=0.0, says_ready=True).standing is Standing.WAITING
+    assert judge(plain("a"), for_s=HEARD_S, says_ready=True).standing is Standing.READY
+    assert judge(plain("a"), for_s=HEARD_S).standing is Standing.WAITING
 
 
 BAD, SLOW, FINE = (
