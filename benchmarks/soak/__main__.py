@@ -207,8 +207,7 @@ def show(path: Path, *, as_json: bool) -> int:
         print(json.dumps({**summary(events, violations), "history": str(path), "broken": told}, indent=2))
         return 1 if violations else 0
     for key, value in summary(events, violations).items():
-        words = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:16} {words}")
+        print(f"{key:16} {_words(value)}")
     for each in violations:
         print(f"\nnot kept, with seed {began.seed}: {each.promise}")
         print(f"  at {each.at_s - began.at_s:.1f} s, {each.name or 'the fleet'}: {each.text}")
@@ -221,6 +220,15 @@ def show(path: Path, *, as_json: bool) -> int:
     if violations:
         print(f"\n{len(violations)} promises were not kept. Judge it again: python -m benchmarks.soak --replay {path}")
     return 1 if violations else 0
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    nested = any(isinstance(each, dict) for each in value.values())
+    return ("; " if nested else ", ").join(
+        f"{key}: {_words(each)}" if nested else f"{key} {each}" for key, each in value.items()
+    )
 
 
 def main() -> int:
