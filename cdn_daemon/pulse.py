@@ -22,6 +22,12 @@ from typing import NamedTuple
 EVERY_S = 0.5
 
 
+class _Beat(NamedTuple):
+    at_s: float
+    late_s: float
+    own_s: float
+
+
 class _Look(NamedTuple):
     due_s: float
     """Of the beat that was late."""
@@ -43,8 +49,7 @@ class Pulse:
         """Nothing before this is held against the loop; the daemon's."""
         self._waited_s = self._excused_waited_s = 0.0
         """How long its thread had waited for a CPU by then, in all its life; the loop's, the daemon's."""
-        self._last_lag_s: float | None = None
-        self._last_own_lag_s: float | None = None
+        self._last: _Beat | None = None
         self._look = _Look(self.due_s, 0.0, 0.0)
         """The daemon's last one at a beat that is late."""
         loop.call_soon(self._beat)
@@ -54,18 +59,20 @@ class Pulse:
         _, waited_s = self._read_cpu_and_waited_s()
         if self.due_s != math.inf:
             late_s = max(0.0, now_s - max(self.due_s, self._excused_s))
-            self._last_lag_s, self._last_own_lag_s = late_s, self._own(late_s, waited_s)
+            self._last = _Beat(now_s, late_s, self._own(late_s, waited_s))
         self._waited_s, self.due_s = waited_s, now_s + EVERY_S
         self._loop.call_later(EVERY_S, self._beat)
 
     def lag_s(self, now_s: float) -> float | None:
         """How late the last beat came, or how late the next one is, if that is more; None before the second beat."""
-        late_s, last_s = now_s - max(self.due_s, self._excused_s), self._last_lag_s
+        late_s, last = now_s - max(self.due_s, self._excused_s), self._last_by(now_s)
+        last_s = last.late_s if last is not None else None
         return last_s if late_s <= 0 else max(late_s, last_s or 0.0)
 
     def own_lag_s(self, now_s: float) -> float | None:
         """The same without what its thread has waited for a CPU since the last beat; asked for again and again."""
-        late_s, last_s, due_s = now_s - max(self.due_s, self._excused_s), self._last_own_lag_s, self.due_s
+        late_s, last, due_s = now_s - max(self.due_s, self._excused_s), self._last_by(now_s), self.due_s
+        last_s = last.own_s if last is not None else None
         if late_s <= 0:
             return last_s
         cpu_s, waited_s = self._read_cpu_and_waited_s()
@@ -78,8 +85,17 @@ class Pulse:
     def restart_window(self, now_s: float) -> None:
         """The observer itself was away, or the loop is excused: what is late gets its full time again."""
         self._excused_s, (_, self._excused_waited_s) = now_s, self._read_cpu_and_waited_s()
-        self._last_lag_s = self._last_own_lag_s = None
+        self._last = None
         self._look = _Look(math.inf, 0.0, 0.0)
+
+    def _last_by(self, now_s: float) -> _Beat | None:
+        """The last beat, unless it has come since the observer's tick began.
+
+        A process that is stopped in the middle of a tick, or a declared call that begins there, ends with a beat that
+        is late through no fault of the loop. The next tick tells: it is late too, and excuses.
+        """
+        last = self._last
+        return last if last is not None and last.at_s <= now_s else None
 
     def _own(self, late_s: float, waited_s: float) -> float:
         return max(0.0, late_s - (waited_s - max(self._waited_s, self._excused_waited_s)))

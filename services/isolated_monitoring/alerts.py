@@ -2,6 +2,10 @@
 
 Delivery is at least once: who is killed between telling and noting so tells it
 again, with the same ``id``. The file alone can be looked into, and has it once.
+
+What is waited for has its time by ``asyncio.timeout``: before Python 3.12 ``asyncio.wait_for``
+forgets that it was cancelled if what it waits for ends in the same turn of the loop, and then
+a lane would never end (https://github.com/python/cpython/issues/86296).
 """
 
 from __future__ import annotations
@@ -107,8 +111,8 @@ async def deliver(channel: Channel, alert: dict[str, Any]) -> None:
     else:
         try:
             loop = asyncio.get_running_loop()
-            writing = loop.run_in_executor(_FILES, append, Path(channel.file), line, alert["id"])
-            await asyncio.wait_for(writing, channel.timeout_s)
+            async with asyncio.timeout(channel.timeout_s):
+                await loop.run_in_executor(_FILES, append, Path(channel.file), line, alert["id"])
         except TimeoutError as error:
             raise Undelivered(f"{channel.file}: the disk takes longer than {channel.timeout_s:g} s") from error
         except OSError as error:
@@ -129,7 +133,8 @@ async def _command(argv: Sequence[str], line: bytes, timeout_s: float) -> None:
     except (OSError, ValueError) as error:
         raise Undelivered(f"cannot be started: {error}") from error
     try:
-        await asyncio.wait_for(process.communicate(line + b"\n"), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await process.communicate(line + b"\n")
     except TimeoutError as error:
         raise Undelivered(f"has not ended within {timeout_s:g} s and was killed") from error
     finally:

@@ -490,7 +490,8 @@ class Monitor:
             self._ask_now.clear()
             pause_s = CONFIRM_S if failed and self.loop.mode == "on" else min(1.0, self.every_s)
             with contextlib.suppress(TimeoutError):  # nobody was in a hurry
-                await asyncio.wait_for(self._ask_now.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._ask_now.wait()
                 await asyncio.sleep(0.02)
 
     def _hear_supervisord(self, answer: Answer, sent: Instant) -> None:

@@ -92,14 +92,16 @@ def test_waiting_for_a_cpu_is_not_its_own_lag(monkeypatch: pytest.MonkeyPatch, t
 
     async def run() -> None:
         pulse = await beating()
-        used_s, waited_s = pulse._read_cpu_and_waited_s()
+        used_s, waited_s = 1.0, 1.0
+        says(used_s, waited_s)
         monkeypatch.setattr(pulse, "_task", str(tmp_path))
+        await next_beat(pulse)
+        pulse.restart_window(pulse.due_s)
         due_s = pulse.due_s
 
         def own_s(late_s: float) -> object:
             return pytest.approx(pulse.own_lag_s(due_s + late_s), abs=0.1)
 
-        says(used_s, waited_s)
         assert own_s(3.0) == 3.0
         says(used_s, waited_s + 2.0)
         assert own_s(3.0) == 1.0
@@ -120,5 +122,21 @@ def test_waiting_for_a_cpu_is_not_its_own_lag(monkeypatch: pytest.MonkeyPatch, t
         assert own_s(8.0) == 1.0, "it waits again"
         says(used_s + 0.5, waited_s + 3.5, "S")
         assert own_s(8.0) == 2.0, "asleep it waits for something else than a CPU"
+
+    on_a_loop(run())
+
+
+def test_what_a_tick_slept_through_is_told_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat that comes after a tick began says nothing in it: what made both late excuses the loop in the next."""
+
+    async def run() -> None:
+        pulse = await beating()
+        monkeypatch.setattr(pulse, "_task", "/nowhere")  # so that nothing is excused for want of a CPU
+        tick_s = time.monotonic()
+        time.sleep(2 * EVERY_S)  # stopped by a signal, or a declared call that holds the interpreter
+        await next_beat(pulse)
+        assert pulse.own_lag_s(tick_s) is None
+        assert pulse.lag_s(tick_s) is None
+        assert (pulse.own_lag_s(time.monotonic()) or 0.0) > EVERY_S - 0.1
 
     on_a_loop(run())
