@@ -163,6 +163,7 @@ def browser() -> Iterator[Tab]:
         flags = [*FLAGS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         process = subprocess.Popen(
             [path, *flags, "about:blank"],
+            env={**os.environ, "TMPDIR": str(profile)},  # it is killed in the end, and would leave a directory there
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import termios
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -291,12 +290,11 @@ class Tmux:
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
-        self._name = f"cdn-{uuid.uuid4().hex[:12]}"
 
     def run(self, *arguments: str) -> str:
         """One tmux command."""
         env = {**environment(self._run_dir.path), "TERM": "xterm-256color", "LANG": "C.UTF-8"}
-        command = ["tmux", "-f", "/dev/null", "-L", self._name, *arguments]
+        command = ["tmux", "-f", "/dev/null", "-S", str(self._run_dir.path / "tmux"), *arguments]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=30).stdout
 
     def picture(self) -> list[str]:
