@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from bus.endpoints import RunDir, prepare
 from tests.support import short_dir
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is started here would ignore it, too, if the tests run under nohup
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # lest each of thousands of processes compile it all
 
 
 @pytest.fixture
