@@ -12,6 +12,7 @@ import termios
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,9 +36,11 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 class Screen:
     """A process on a pseudo-terminal, and all that it wrote there."""
 
-    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], master: int, modes_before: list[Any]) -> None:
         self.process = process
         self.master = master
+        self.modes_before = modes_before
+        """As they were before the process could change them."""
         self._written = bytearray()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -60,6 +63,10 @@ class Screen:
     def type(self, keys: str) -> None:
         """As somebody who sits there."""
         os.write(self.master, keys.encode())
+
+    def modes(self) -> list[Any]:
+        """How the terminal treats what is typed, without the characters."""
+        return termios.tcgetattr(self.master)[:4]
 
     def resize(self, columns: int, lines: int) -> None:
         """The window is another size now; the kernel tells the process."""
@@ -84,6 +91,7 @@ def terminal(
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     plain = {key: value for key, value in environment(run_dir.path).items() if key != "NO_COLOR"}
+    modes_before = termios.tcgetattr(master)[:4]
     process = subprocess.Popen(
         [str(CDNCTL), *arguments],
         env={**plain, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})},
@@ -97,7 +105,7 @@ def terminal(
         preexec_fn=(lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0)) if session else None,
     )
     os.close(slave)
-    screen = Screen(process, master)
+    screen = Screen(process, master, modes_before)
     try:
         yield screen
     finally:

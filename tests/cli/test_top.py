@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import termios
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -172,11 +171,6 @@ def test_any_bytes_are_keys_or_nothing(typed: bytes) -> None:
 # -- in a terminal ----------------------------------------------------------------------------------------
 
 
-def modes(master: int) -> list[Any]:
-    """How the terminal treats what is typed, without the characters."""
-    return termios.tcgetattr(master)[:4]
-
-
 def type_q(screen: Any) -> None:
     """Leave."""
     screen.type("q")
@@ -195,32 +189,30 @@ def type_q(screen: Any) -> None:
 def test_the_terminal_is_as_it_was(run_dir: RunDir, end: Callable[[Any], None], code: int) -> None:
     """However it ends: the screen, the cursor, echo and lines."""
     with FakeAtlas(run_dir, FLEET), terminal(run_dir, "top", session=True) as screen:
-        before = modes(screen.master)
         until(lambda: "q quit" in screen.text, what="a frame")
         assert ALTERNATE in screen.text
-        assert modes(screen.master) != before
+        assert screen.modes() != screen.modes_before
         end(screen)
         assert screen.ended() == code
         assert screen.text.rindex(BACK) > screen.text.rindex(ALTERNATE)
         assert screen.text.rindex("\x1b[?25h") > screen.text.rindex("\x1b[?25l")
-        assert modes(screen.master) == before
+        assert screen.modes() == screen.modes_before
 
 
 def test_it_lets_go_while_it_is_stopped(run_dir: RunDir) -> None:
     """Ctrl-Z gives the terminal back, and fg takes it again."""
     with FakeAtlas(run_dir, FLEET), terminal(run_dir, "top") as screen:
-        before = modes(screen.master)
         until(lambda: "q quit" in screen.text, what="a frame")
         screen.process.send_signal(signal.SIGTSTP)
         until(lambda: state(screen.process.pid) == "T", what="it is stopped")
-        assert modes(screen.master) == before
+        assert screen.modes() == screen.modes_before
         until(lambda: screen.text.rfind(BACK) > screen.text.rfind(ALTERNATE), what="the screen as it was before")
         screen.process.send_signal(signal.SIGCONT)
         until(lambda: screen.text.rindex(ALTERNATE) > screen.text.rindex(BACK), what="it goes on")
         until(lambda: "q quit" in screen.text[screen.text.rindex(ALTERNATE) :], what="a frame")
         screen.type("q")
         assert screen.ended() == Exit.OK
-        assert modes(screen.master) == before
+        assert screen.modes() == screen.modes_before
 
 
 def state(pid: int) -> str:
