@@ -416,6 +416,7 @@ class Switchboard:
             text=happening.text,
             cause=happening.cause,
         )
-        self._events.append(event)
-        log.info("%s %s: %s", event.instance, event.kind, event.text)
-        broker.publish(topic_of(event).encode(), encode(event), keep=False)
+        kept = self._events.append(event)  # its text is whoever's word, and may be as long as a frame: cut there
+        if kept is not None:
+            log.info("%s %s: %s", kept.instance, kept.kind, kept.text)
+            broker.publish(topic_of(kept).encode(), encode(kept), keep=False)

@@ -10,15 +10,16 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from msgspec.structs import replace
 
-from bus.codec import encode
+from bus.codec import MAX_FRAME_BYTES, encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
 from bus.messages import (
@@ -43,6 +44,7 @@ from bus.messages import (
 from bus.operators import AtlasSilent, OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
+from services.atlas.happened import TEXT_CHARS
 from tests.bus.samples import STATUS
 from tests.support import BIN, ServiceProcess, Supervisord, is_running, until
 
@@ -227,6 +229,37 @@ def test_noise(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run
     context.term()
     subscriber.close()
     publisher.close()
+    assert is_well(operator, "atlas")
+    assert atlas.process.poll() is None
+
+
+def test_a_reason_as_long_as_a_frame(
+    spawn: Callable[..., ServiceProcess], run_dir: RunDir, operator: OperatorLink
+) -> None:
+    """What ATLAS tells of a status that just fits into a frame fits into one, too: its bus goes on."""
+    atlas = spawn(*ATLAS)
+    until(lambda: is_well(operator, "atlas"))
+    context = zmq.Context()
+    pub = context.socket(zmq.PUB)
+    pub.connect(run_dir.telemetry)
+    status = dict.fromkeys(("pid", "time_s", "monotonic_s", "uptime_s"), 0) | {"type": "daemon_status"}
+    status |= {"service": "x", "instance": "x", "host": "x", "incarnation": 1}
+
+    seq = count(1)
+
+    def health_is(**told: object) -> bool:
+        pub.send_multipart([b"status/x/", msgspec.msgpack.encode({**status, "seq": next(seq), **told})])
+        view = fleet(operator).get("x")
+        return view is not None and view.health == told["health"]
+
+    until(lambda: health_is(health="healthy"))
+    bare = msgspec.msgpack.encode({**status, "seq": 1 << 16, "health": "degraded", "reasons": [""]})
+    until(lambda: health_is(health="degraded", reasons=["x" * (MAX_FRAME_BYTES - len(bare) - 4)]))
+    text = [event.text for event in events(operator) if (event.instance, event.kind) == ("x", "health")][-1]
+    assert text.startswith("healthy → degraded: xxx")
+    assert len(text) <= TEXT_CHARS
+    pub.close(linger=0)
+    context.term()
     assert is_well(operator, "atlas")
     assert atlas.process.poll() is None
 
