@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cdn_daemon.health import Check, HealthMonitor
+from cdn_daemon.health import Check, HealthMonitor, fit
 from cdn_daemon.ooda import OodaLoop, Work
 
 log = logging.getLogger(__name__)
@@ -127,9 +127,14 @@ def _failure(future: Future[Any]) -> str | None:
     if error is not None:
         return brief(error)
     answer = future.result()
-    return None if answer is None or answer is True else str(answer or "said no")
+    if answer is None or answer is True:
+        return None
+    try:
+        return str(answer or "said no")
+    except Exception as nonsense:  # noqa: BLE001 - an author's value, such as an array, may be neither true nor false
+        return brief(nonsense)
 
 
 def brief(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An exception in one line, fit to be told."""
+    return fit(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

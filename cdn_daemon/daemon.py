@@ -21,6 +21,7 @@ from threading import Event as ThreadEvent
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from bus.codec import MAX_FRAME_BYTES, encode
 from bus.endpoints import RunDir
 from bus.messages import (
     Accepted,
@@ -48,7 +49,7 @@ from cdn_daemon.beside import Beside, Checks, LoopWork, brief
 from cdn_daemon.claim import is_alive
 from cdn_daemon.events import AT_ONCE, KEPT, Ear, numbers
 from cdn_daemon.guard import TURNS, Demand, Guard, beyond_machine
-from cdn_daemon.health import HealthMonitor
+from cdn_daemon.health import HealthMonitor, fit
 from cdn_daemon.lifecycle import ExitCode, Instruction, LifecycleEvent, LifecycleManager
 from cdn_daemon.limits import LimitError, check_limits
 from cdn_daemon.notify import Notifier
@@ -74,6 +75,8 @@ AWAY_S = 1.0
 _EVENTS = 4
 """More than the descriptors that it waits for; by default epoll makes room for a thousand."""
 OUTCOMES_KEPT = 1000
+VALUES_BYTES = MAX_FRAME_BYTES // 2
+"""What the service's own metrics may have of a status."""
 DRAIN_SLACK_S = 2.0
 """What the server gets beyond drain_s to close what it has cancelled."""
 
@@ -532,9 +535,13 @@ class CDNDaemon(ServiceDaemon):
         except Exception as error:  # noqa: BLE001 - an author's code may raise anything
             self._hook_failed("ooda", f"the loop's {self.ooda.current_phase()} raised {brief(error)}", error)
             self.ooda.reset(now_s)
+        else:
+            if self.ooda.current_phase() is OodaPhase.OBSERVE:  # it has come round
+                self.health_monitor.clear("ooda")
 
     def _hook_failed(self, name: str, reason: str, error: Exception) -> None:
         """A fault of the service's own code costs its health, not the process."""
+        reason = fit(reason)
         if (HealthStatus.DEGRADED, reason) != self.health_monitor.finding(name):
             log.error("%s", reason, exc_info=error)
         self.health_monitor.find(name, HealthStatus.DEGRADED, reason)
@@ -578,6 +585,7 @@ class CDNDaemon(ServiceDaemon):
             return
         try:
             measured = {str(name): float(value) for name, value in self._service.measure().items()}
+            encode(ServiceMetrics(values=measured), max_bytes=VALUES_BYTES)  # what cannot be told costs no status
             self._values = measured | values
             self.health_monitor.clear("metrics")
         except Exception as error:  # noqa: BLE001 - an author's code may raise anything

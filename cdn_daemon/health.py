@@ -13,7 +13,13 @@ from typing import Any
 
 from bus.messages import HealthStatus
 
+REASON_CHARS = 1000
 _WORST_FIRST = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.UNKNOWN, HealthStatus.HEALTHY)
+
+
+def fit(text: str) -> str:
+    """A reason as it can be told, whatever an author's code has put into it: not without end, of real characters."""
+    return text[:REASON_CHARS].encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,7 @@ class HealthMonitor:
     def _fail(self, record: _Record, reason: str) -> None:
         self.version += 1
         record.failures += 1
-        record.reason = reason
+        record.reason = fit(reason)
 
     def running(self) -> bool:
         """Whether a check is under way that has not yet timed out, or one is still to be started."""
@@ -130,6 +136,7 @@ class HealthMonitor:
 
     def find(self, name: str, status: HealthStatus, reason: str) -> None:
         """Put down a finding of the daemon's own, replacing an earlier one of that name."""
+        reason = fit(reason)
         if self._findings.get(name) != (status, reason):
             self._findings[name] = (status, reason)
             self.version += 1

@@ -329,6 +329,28 @@ def test_metrics_that_raise(spawn: Spawn, run_path: Path) -> None:
     until(lambda: ready(tiny)["health"] == "healthy")
 
 
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("puzzling", "the loop's orient raised ValueError: puzzling"),
+        ("undecided", "ValueError: its truth is ambiguous"),
+        ("raving", "RuntimeError: ??????????"),
+        ("endless", "the service's metrics raised FrameError: cannot send ServiceMetrics"),
+    ],
+)
+def test_what_an_author_says(spawn: Spawn, run_path: Path, file: str, reason: str) -> None:
+    """A loop that raises, what has no truth, reasons and metrics that fit into no message: health, while it lasts."""
+    tiny = spawn()
+    until(lambda: ready(tiny)["health"] == "healthy")
+    (run_path / file).touch()
+    until(lambda: ready(tiny)["health"] in ("degraded", "unhealthy"))
+    (told,) = ready(tiny)["reasons"]
+    assert reason in told
+    assert len(told) < 1100
+    (run_path / file).unlink()
+    until(lambda: ready(tiny)["health"] == "healthy")
+
+
 def test_a_blocked_loop_is_not_vouched_for(spawn: Spawn, run_path: Path) -> None:
     """A loop that does not turn for CDN_LIMIT_LOOP_LAG_S: stacks with the guilty line, then exit 70."""
     tiny = spawn(CDN_LIMIT_LOOP_LAG_S="0.2:1")

@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from cdn_daemon import ConfigurationError, Service, long_call, run, work
+from cdn_daemon import ConfigurationError, OodaLoop, Service, long_call, run, work
 
 
 async def hello(request: Request) -> Response:
@@ -169,14 +169,42 @@ async def background() -> None:
             await asyncio.sleep(3600)
 
 
-service = Service("tiny", app=app, port=18999, drain_s=5.0, background=background)
+class Undecided:
+    """As an array: neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("its truth is ambiguous")
+
+
+class Onlooker(OodaLoop[float, float, str]):
+    """Sees nothing to do; what it sees makes no sense while a file called ``puzzling`` is in the run directory."""
+
+    period_s = 0.2
+
+    def observe(self) -> float:
+        """Something."""
+        return 1.0
+
+    def orient(self, observation: float) -> float:
+        """Raises, or not."""
+        if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "puzzling")):
+            raise ValueError("puzzling")
+        return observation
+
+
+service = Service("tiny", app=app, port=18999, drain_s=5.0, background=background, ooda=Onlooker())
 
 
 @service.check(every_s=0.2, timeout_s=0.5, fails_after=2)
-async def well() -> None:
-    """Fails when a file called ``ill`` is in the run directory."""
+async def well() -> object:
+    """Fails when a file called ``ill`` is in the run directory, or ``raving``, or ``undecided``."""
     if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "ill")):
         raise RuntimeError("there is a file called ill")
+    if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "raving")):
+        raise RuntimeError("\udce9" * 2_000_000)
+    if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "undecided")):
+        return Undecided()
+    return None
 
 
 @service.check(every_s=0.2, timeout_s=0.5, fails_after=2)
@@ -188,9 +216,11 @@ def hangs() -> None:
 
 @service.metrics
 def numbers() -> dict[str, float]:
-    """Its own number; raises when a file called ``nonsense`` is in the run directory."""
+    """Its own number; raises when a file called ``nonsense`` is in the run directory, has no end with ``endless``."""
     if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "nonsense")):
         raise ValueError("nonsense")
+    if os.path.exists(os.path.join(os.environ["CDN_RUN_DIR"], "endless")):
+        return {f"tiny_thing_{number}_total": 1.0 for number in range(50_000)}
     return {"tiny_things_total": 3.0}
 
 
