@@ -244,7 +244,7 @@ class Ear:
                     self._hear(message)
                 elif isinstance(message, DaemonStatus) and self._continuity.is_broken(message) and self._catch_up():
                     self._continuity.mend(message)
-                self.counts["not_understood"] = sum(feed.dropped.values())
+                self.counts["malformed"] = sum(feed.dropped.values())
         finally:
             feed.close()
 
@@ -298,6 +298,7 @@ def numbers(outbox: Outbox, ear: Ear | None) -> dict[str, float]:
         counts |= {"emitted": outbox.emitted, "emitted_dropped": outbox.dropped}
     if ear is not None:
         counts |= {what: ear.counts[word] for word, what in _COUNTED.items()}
+        counts["not_understood"] = ear.counts["not_understood"] + ear.counts["malformed"]
     return {f"events_{what}_total": float(count) for what, count in counts.items()}
 
 
@@ -305,5 +306,4 @@ _COUNTED = {
     "heard": "heard",
     "failed": "heard_failed",
     "dropped": "heard_dropped",
-    "not_understood": "not_understood",
 }

@@ -185,7 +185,7 @@ def test_what_is_heard_is_told_before_the_end(spawn: Spawn, run_dir: RunDir) -> 
 
 
 def test_hostile(spawn: Spawn, run_dir: RunDir) -> None:
-    """Facts that are none, of a later version, or too large cost nobody anything."""
+    """Facts that are none, of a later version, or too large cost nobody anything; those that came are counted."""
     spawn(*ATLAS).url()
     other = spawn(*GOSSIP, CDN_INSTANCE="other")
     other.url()
@@ -217,6 +217,8 @@ def test_hostile(spawn: Spawn, run_dir: RunDir) -> None:
     publisher.close()
     assert [event.id for event in of_atlas(run_dir) if event.source == "x"] == ["e0", "e1", "e2", "good"]
     assert other.get("/readyz")[0] == 200
+    counted = re.compile(rb"^events_not_understood_total\{[^}]*\} 3\.0$", re.MULTILINE)
+    until(lambda: counted.search(other.get("/metrics")[1]))
 
 
 def test_a_stranger_hears(spawn: Spawn, run_dir: RunDir, request: pytest.FixtureRequest) -> None:
