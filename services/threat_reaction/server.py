@@ -213,7 +213,8 @@ class Server:
 
     def _read_log(self, body: bytes) -> list[tuple[Sighted, str | None]]:
         """A line that was sent before is known by its own text: syslog's have no ids."""
-        lines = body.decode(errors="replace").splitlines()
+        # Whatever else ends a line in Unicode, somebody may have typed for a name.
+        lines = body.decode(errors="replace").removesuffix("\n").split("\n")
         if len(lines) > SIGHTINGS_MAX:
             raise RefusedError(413, "cannot take so many lines at once", value=len(lines), limit=SIGHTINGS_MAX)
         now_s = self.desk.clock()

@@ -149,6 +149,10 @@ def test_a_log_of_sshd(client: Client) -> None:
         answer = client.call("POST", "/sightings", body, content_type="text/plain")
         assert {name: answer.json[name] for name in expected} == expected
     assert [one["kind"] for one in client.get("/sources/198.18.7.7")["seen"]] == ["ssh_root_failed"] * 3
+    typed = f"x\u2028{lines[0].replace('198.18.7.7', '198.18.7.8')}\u2028y"
+    answer = client.call("POST", "/sightings", lines[0].replace("root", typed).encode(), content_type="text/plain")
+    assert answer.json["accepted"] == 1
+    assert client.get("/sources/198.18.7.8")["seen"] == []  # who is accused is who typed that for a name
     simulated = client.call("POST", "/playbooks/ssh-brute-force/simulate", {"sshd": lines}).json
     assert (simulated["let_through"], simulated["bans"]) == (3, 1)
 
