@@ -12,6 +12,10 @@ _LASTING = ("READY", "STOPPING", "STATUS", "ERRNO", "MAINPID", "WATCHDOG")
 """What is as true later as when it was said; WATCHDOG=trigger is, a beat and EXTEND_TIMEOUT_USEC are not."""
 
 
+_VALUE_CHARS = 500
+"""Of a STATUS= the warden keeps as many; and it takes no datagram of over 4,096 bytes, nor does systemd."""
+
+
 class Notifier:
     """Sends to ``$NOTIFY_SOCKET``; does nothing where there is none, as when run by hand."""
 
@@ -62,7 +66,7 @@ class Notifier:
             return is_sent
 
     def _send(self, to: socket.socket, fields: Mapping[str, str | int]) -> bool:
-        lines = "\n".join(f"{key}={str(value).replace(chr(10), ' ')}" for key, value in fields.items())
+        lines = "\n".join(f"{key}={str(value)[:_VALUE_CHARS].replace(chr(10), ' ')}" for key, value in fields.items())
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             to.sendto(lines.encode(errors="replace"), address)

@@ -58,7 +58,7 @@ def parse(datagram: bytes) -> Notice:
     status: str | None = None
     numbers: dict[str, int] = {}
     malformed = known = 0
-    for line in text.splitlines():
+    for line in text.split("\n"):  # other ends of lines that Unicode has are part of a value
         key, separator, value = line.partition("=")
         if not separator:
             malformed += bool(line)

@@ -91,6 +91,14 @@ def test_abstract_sockets_and_newlines() -> None:
         assert listener.recv(4096) == b"STATUS=well READY=1"
 
 
+def test_a_text_without_end(run_path: Path, supervisor: socket.socket) -> None:
+    """It is cut: a datagram that nobody takes whole would take what is said with it, and after it, along."""
+    notifier = Notifier({"NOTIFY_SOCKET": str(run_path / "systemd.sock")})
+    for length in (5_000, 5_000_000):
+        assert notifier.send(STATUS="\U0001f600" * length, ERRNO=78)
+        assert supervisor.recv(4097).decode() == "STATUS=" + "\U0001f600" * 500 + "\nERRNO=78"
+
+
 def test_nobody_listens() -> None:
     """Without a socket nothing is sent; a dead one is counted, and harms nothing."""
     assert not Notifier({}).send(READY=1)
