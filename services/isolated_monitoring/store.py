@@ -74,7 +74,9 @@ class Store:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")  # acknowledged is durable, also when the power fails
             database.execute("PRAGMA journal_size_limit=4194304")
-            database.execute("PRAGMA quick_check").fetchone()
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
             database.executescript(_SCHEMA)
         except BaseException:
             database.close()

@@ -8,11 +8,12 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,23 @@ def test_damaged_state(run_path: Path) -> None:
     with monitoring(run_path) as (client, _):
         client.make_check(name="job")
     assert (state / "monitor.db.damaged").exists()
+
+
+def test_state_with_a_damaged_page(run_path: Path) -> None:
+    """So is one that opens, and in which something is not as it was written."""
+    path = run_path / "state" / NAME / "monitor.db"
+    with monitoring(run_path) as (client, _):
+        client.make_check(name="job")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executemany("INSERT INTO kept VALUES ('check', ?, ?)", ((str(n), "x" * 500) for n in range(100)))
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    page = content.index(b"x" * 500, len(content) // 2) // 4096 * 4096
+    content[page + 3 : page + 5] = b"\x00\xff"  # how many cells it has
+    path.write_bytes(content)
+    with monitoring(run_path) as (client, _):
+        client.make_check(name="job")
+    assert (path.parent / "monitor.db.damaged").exists()
 
 
 def test_a_full_disk(run_path: Path) -> None:
