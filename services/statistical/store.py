@@ -162,7 +162,7 @@ class Store:
         closed = series.turn(slot)
         if closed is None:
             return
-        if len(self.closed) < CLOSED_MAX:
+        if len(self.closed) + len(self.closing) < CLOSED_MAX:
             self.closed.append(closed)
         else:  # the later ones go: what was acknowledged is in the earlier ones
             self.lost_slots += 1

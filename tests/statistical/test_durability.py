@@ -6,11 +6,13 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from services.statistical.changes import HISTORY_MIN
 from services.statistical.keeper import Keeper
@@ -183,3 +185,29 @@ def test_slots_become_minutes_and_hours_and_old_ones_go(tmp_path: Path) -> None:
     finally:
         keeper.close()
         questions.close()
+
+
+def test_what_a_full_disk_does_not_take_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slots that wait for it, of all seconds together, are no more than CLOSED_MAX; what is beyond is counted."""
+    monkeypatch.setattr("services.statistical.store.CLOSED_MAX", 2)
+    store = Store(Limits())
+    clock = store.clock = HeldClock(10)
+    keeper = Keeper(store, tmp_path, flush_s=0.005)
+    keeper.open()
+    try:
+
+        def full(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        assert keeper._disk is not None
+        monkeypatch.setattr(keeper._disk, "flush", full)
+        for _ in range(6):
+            clock.held_s += 10
+            with store.lock:
+                store.fold(b"hits:1|c", 1.0, clock.slot(), clock.now_s())
+            failed = keeper.flushes_failed
+            until(lambda seen=failed: keeper.flushes_failed > seen + 1, every_s=0.001, what="tried")  # type: ignore[misc]
+        assert (len(store.closing) + len(store.closed), store.lost_slots) == (2, 3)
+    finally:
+        monkeypatch.undo()
+        keeper.close()
