@@ -47,6 +47,7 @@ from bus.messages import (
 )
 from cdn_daemon.beside import Beside, Checks, LoopWork, brief
 from cdn_daemon.claim import is_alive
+from cdn_daemon.ending import end_of_thread
 from cdn_daemon.events import AT_ONCE, KEPT, Ear, numbers
 from cdn_daemon.guard import TURNS, Demand, Guard, beyond_machine
 from cdn_daemon.health import HealthMonitor, fit
@@ -351,11 +352,9 @@ class CDNDaemon(ServiceDaemon):
     def _guarded(self) -> None:
         try:
             self._run()
-        except BaseException:
-            log.critical("the daemon thread died; the process goes with it", exc_info=True)
+        except BaseException:  # noqa: BLE001 - whatever it is
             self._notifier.send(STATUS="the daemon thread died", ERRNO=ExitCode.BUG)
-            logging.shutdown()
-            os._exit(ExitCode.BUG)
+            end_of_thread("the daemon thread")
 
     def _run(self) -> None:
         # Imported here, beside the server's start: ZeroMQ's 10 ms are then nobody's to wait for.

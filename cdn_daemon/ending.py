@@ -1,12 +1,17 @@
-"""How a process ends: the signals that ask for it, and ending as another process did."""
+"""How a process ends: the signals that ask for it, ending as another process did, and ending of one of its threads."""
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import resource
 import signal
 from typing import NoReturn
+
+from cdn_daemon.lifecycle import ExitCode
+
+log = logging.getLogger(__name__)
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,6 +34,13 @@ def end_as(wait_status: int) -> NoReturn:
     os.kill(os.getpid(), number)
     signal.sigtimedwait(set(), 1.0)
     os._exit(128 + number)
+
+
+def end_of_thread(what: str) -> NoReturn:
+    """End this process at once, as a bug: one of its threads has ended by the exception that is being handled."""
+    log.critical("%s died; the process goes with it", what, exc_info=True)
+    logging.shutdown()
+    os._exit(ExitCode.BUG)
 
 
 def in_words(wait_status: int) -> str:

@@ -2,6 +2,7 @@
 
 A write is acknowledged (its Future has a result) after the COMMIT, which with WAL and
 synchronous=FULL returns when the rows are on disk. One that fails takes nothing else with it.
+What is in memory follows the disk: where it cannot, the process ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import apsw
 from msgspec import Struct
 
 from cdn_daemon.api import RefusedError
+from cdn_daemon.ending import end_of_thread
 from services.disk import is_full, no_room
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ class Writer:
         self._closed = False
         self._lock = threading.Lock()
         self.commits = 0
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     def submit(
@@ -79,10 +81,6 @@ class Writer:
             self._queue.put(_Write(run, then, done))
         return done
 
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
     def waiting(self) -> int:
         """Writes that have not begun."""
         return self._queue.qsize()
@@ -96,6 +94,12 @@ class Writer:
             self._queue.put(None)
         self._thread.join()
         self._connection.close()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # noqa: BLE001 - who waits would wait for ever
+            end_of_thread("the writer's thread")
 
     def _work(self) -> None:
         is_last = False

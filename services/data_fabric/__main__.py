@@ -25,7 +25,7 @@ service = Service(NAME, app=app, port=18100, ooda=IndexTuner(store) if INSTANCE 
 
 @service.check(every_s=5, timeout_s=2, fails_after=3)
 def store_answers() -> None:
-    """Unhealthy while the database cannot be opened and read, or its writer is gone."""
+    """Unhealthy while the database cannot be opened and read."""
     store.answers()
 
 

@@ -158,9 +158,7 @@ class Store:
         return Reader(self.path, self.limits, self.files)
 
     def answers(self) -> None:
-        """Open the database anew and read from it; raises if that, or the writer, does not work."""
-        if not self.writer.is_alive():
-            raise RuntimeError("the writer's thread has ended")
+        """Open the database anew and read from it; raises if that does not work."""
         reader = self.reader()
         try:
             reader.connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()

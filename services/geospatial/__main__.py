@@ -28,7 +28,7 @@ places.emit = service.emit
 
 @service.check(every_s=5, timeout_s=2, fails_after=3)
 def store_answers() -> None:
-    """Unhealthy while the database cannot be read, or its writer is gone."""
+    """Unhealthy while the database cannot be read."""
     places.store.answers()
 
 

@@ -192,9 +192,7 @@ class Store:
                 self._readers.get().close()
 
     def answers(self) -> None:
-        """Raises if the database cannot be read, or what writes it is gone."""
-        if not self.writer.is_alive():
-            raise RuntimeError("the writer's thread has ended")
+        """Raises if the database cannot be read."""
         with self.reading() as connection:
             sql.query(connection, "SELECT count(*) FROM feeds")
 

@@ -170,7 +170,7 @@ async def sighted(event: Event, facts: Sighting) -> None:
 
 @service.check(every_s=5, timeout_s=2, fails_after=3)
 def desk_answers() -> None:
-    """Unhealthy while the database cannot be read, or nobody decides."""
+    """Unhealthy while the database cannot be read."""
     desk.answers()
 
 

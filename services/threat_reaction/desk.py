@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from bus.ids import new_id
 from cdn_daemon.api import RefusedError
+from cdn_daemon.ending import end_of_thread
 from services.threat_reaction import store
 from services.threat_reaction.judgement import Sighted, Wanted, judge, want
 from services.threat_reaction.memory import Ban, Memory, Neighbourhood, is_good
@@ -167,7 +168,7 @@ class Desk:
         self._reader = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=5.0)
         self._reader.execute("PRAGMA query_only=1")
         self._remember()
-        self._thread = threading.Thread(target=self._work, name="reaction-desk", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="reaction-desk", daemon=True)
         self._thread.start()
         since_s = self.clock() - TOLD_AGAIN_S
         for told in self.read(lambda db: store.told_since(db, since_s)):
@@ -207,9 +208,7 @@ class Desk:
         return done
 
     def answers(self) -> None:
-        """Raises RuntimeError or RefusedError if it cannot do its work."""
-        if self._thread is None or not self._thread.is_alive():
-            raise RuntimeError("the thread that decides has ended")
+        """Raises RefusedError or sqlite3.Error if it cannot do its work."""
         self.read(lambda db: db.execute("SELECT number FROM audit LIMIT 1").fetchone())
 
     def _remember(self) -> None:
@@ -227,6 +226,12 @@ class Desk:
         asked = (address for address, busy in self._busy.items() if busy.get(PREFIX_PLAYBOOK))
         banned = (ban.network.network_address for ban in self.bans.values() if ban.scenario == PREFIX_PLAYBOOK)
         self.neighbourhoods_handled = frozenset(str(prefix_of(address)) for address in (*asked, *banned))
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # noqa: BLE001 - who waits would wait for ever
+            end_of_thread("the thread that decides")
 
     def _work(self) -> None:
         next_s = time.monotonic()
