@@ -105,7 +105,8 @@ class Gateways:
     def start(self, known: Mapping[str, str]) -> None:
         """Begin; ``known`` is where they were before."""
         for instance, address in known.items():
-            self._gateways[instance] = Gateway(instance=instance, address=address)
+            if _is_address(address):
+                self._gateways[instance] = Gateway(instance=instance, address=address)
         if SERVICE not in self._gateways:
             self._gateways[SERVICE] = Gateway(instance=SERVICE, address=DEFAULT_ADDRESS, is_known=False)
         for name, run in (("reaction-feed", self._hear), ("reaction-openc2", self._tell)):
@@ -179,7 +180,7 @@ class Gateways:
     def _heard(self, status: DaemonStatus) -> None:
         with self._lock:
             held = self._gateways.get(status.instance)
-            if status.phase is LifecyclePhase.STOPPED:
+            if status.phase is LifecyclePhase.STOPPED or not _is_address(status.address or ""):
                 return
             is_new = held is None or held.address != status.address
             if not is_new and held is not None and held.incarnation == status.incarnation:
@@ -364,6 +365,15 @@ class Gateways:
                 if not is_kept:  # a connection that was kept may just have been closed as it was idle
                     raise GatewayError(f"cannot reach it at {gateway.address}: {error}") from error
         raise AssertionError("unreachable")
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is a base URL that can be asked; a status may say anything."""
+    try:
+        url = urlsplit(text)
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 def _without_cause(order: Deny) -> Deny:

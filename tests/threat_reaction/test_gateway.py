@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bus.endpoints import RunDir, prepare
+from services.threat_reaction.gateways import Gateways
+from tests.bus.samples import STATUS
 from tests.gateway.sockets import Client as Socket
 from tests.gateway.support import Bus, Process, a_fleet
 from tests.support import free_port, until
@@ -30,6 +35,33 @@ def refused(port: int, client: str) -> None:
 def served(port: int, client: str) -> None:
     """Wait until it is again."""
     until(lambda: asked(port, client) != 403, what=f"{client} is served")
+
+
+def test_an_address_that_is_none(run_path: Path) -> None:
+    """Whoever can publish may say that a gateway is anywhere: what cannot be asked is neither kept nor asked."""
+    kept: list[tuple[str, str]] = []
+    gateways = Gateways(
+        run_path,
+        RunDir(run_path).feed,
+        clock=time.time,
+        wanted=dict,
+        lifted=tuple,
+        confirm=lambda *_: None,
+        keep=lambda instance, address: kept.append((instance, address)),
+    )
+    gateways.start({"gateway-2": "http://127.0.0.1:99999", "gateway-primary": "http://127.0.0.1:1"})
+    try:
+        for address in ("http://[::1", "http://127.0.0.1:99999", "ftp://127.0.0.1", "nonsense", None):
+            gateways._heard(replace(STATUS, service="gateway-primary", instance="gateway-3", address=address))
+        gateways._heard(
+            replace(STATUS, service="gateway-primary", instance="gateway-4", address="http://127.0.0.2:18600")
+        )
+        until(lambda: "token" in str(gateways.shown()["gateway-4"]["error"]), what="it is asked")
+        assert gateways.is_alive()
+        assert gateways.addresses() == ["127.0.0.1", "127.0.0.2"]
+        assert kept == [("gateway-4", "http://127.0.0.2:18600")]
+    finally:
+        gateways.stop()
 
 
 def test_from_a_sighting_to_a_403(run_path: Path) -> None:
