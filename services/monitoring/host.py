@@ -20,7 +20,7 @@ def exposition(proc: Path = Path("/proc"), filesystems: tuple[str, ...] = ("/",)
     for part in (_cpu, _memory, _load, _network, _disks, _pressure):
         try:
             lines += part(proc)
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, LookupError):
             continue  # no such file here, or one of another form: the rest is told all the same
     lines += _filesystems(filesystems)
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ from services.monitoring.fetching import ScrapeError, get
 from services.monitoring.limits import Limits
 from services.monitoring.schedule import Schedule
 from services.monitoring.store import FullError, Series, Store
+
+log = logging.getLogger(__name__)
 
 INLINE_BYTES = 64 * 1024
 """A body up to this is read on the event loop, in about a millisecond."""
@@ -148,6 +151,10 @@ class Scraper:
             error = str(failure)
         except FormatError as failure:
             error = f"its metrics cannot be read: {failure}"
+        except Exception as failure:  # that ends no scrapes but this one
+            error = f"a fault of the scraper: {type(failure).__name__}: {failure}"
+            if error != target.error:
+                log.exception("cannot scrape %s", target.spec.url)
         took_s = time.perf_counter() - began_s
         target.scraped_s, target.took_s, target.error = at_ms / 1000, took_s, error
         target.scrapes += 1

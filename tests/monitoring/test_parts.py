@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import struct
@@ -15,12 +16,16 @@ from hypothesis import strategies as st
 from benchmarks.monitoring import drawn
 from benchmarks.monitoring import loop as both_arms
 from bus.messages import AlertState
+from services.monitoring import host
 from services.monitoring.exposition import NAME, STALE, is_stale, parse_series, read, written
+from services.monitoring.limits import Limits
 from services.monitoring.ooda import IntervalLoop, Picture
 from services.monitoring.pattern import Pattern, PatternError
 from services.monitoring.rules import Rule, step
 from services.monitoring.samples import Columns, packed, unpacked
 from services.monitoring.schedule import FOR_LOOKS, LOOKS, Demand, Schedule, shared, unseen_s
+from services.monitoring.scraper import HOST, Scraper, Spec
+from services.monitoring.store import Store
 
 WORDS = st.sampled_from(["a", "b", "ab", "[ab]", "[^a]", ".", r"\d", "(a|b)", "(?:ab)?"])
 PATTERNS = st.lists(st.tuples(WORDS, st.sampled_from(["", "*", "+", "?", "{2}", "{1,3}"])), max_size=5)
@@ -134,3 +139,24 @@ def test_the_loop_does_nothing_where_nothing_surprises() -> None:
     assert schedule.plan is not None
     loop.undo(decision)
     assert schedule.plan is None
+
+
+def test_what_nobody_foresaw_ends_one_scrape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target has an error, and is scraped again."""
+
+    def broken() -> str:
+        raise KeyError("total")
+
+    monkeypatch.setattr(host, "exposition", broken)
+
+    async def scraped_twice() -> str | None:
+        scraper = Scraper(Store(100), Limits(interval_s=0.2))
+        scraper.set("host", [Spec(HOST, (("job", "node"),))])
+        (target,) = scraper.targets.values()
+        async with asyncio.timeout(60):
+            while target.scrapes < 2:
+                await asyncio.sleep(0.01)
+        await scraper.close()
+        return target.error
+
+    assert asyncio.run(scraped_twice()) == "a fault of the scraper: KeyError: 'total'"
