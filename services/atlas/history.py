@@ -283,6 +283,7 @@ class History:
             self._store.prune_rarely(now_s, self._aging.lag_s)
             self._forget_absent()
         self.counts["bytes"] = self._store.size_bytes()
+        self.counts["unreadable"] = self._store.queries.unreadable
 
     @staticmethod
     def _every(services: int) -> int:

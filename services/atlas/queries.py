@@ -1,4 +1,7 @@
-"""What may be asked of history: SQL in, messages out. Bounded answers; sqlite3.Error is passed on."""
+"""What may be asked of history: SQL in, messages out. Bounded answers; sqlite3.Error is passed on.
+
+What cannot be read, as it is damaged or of a later version, is left out and counted.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Queries:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.unreadable = 0
-        """Chunks that were none."""
+        """Chunks, events, commands and post-mortems that were none."""
 
     def seconds(self, name: str, since_s: float, until_s: float) -> list[Row]:
         """SECOND rows of an instance, oldest first."""
@@ -109,7 +112,7 @@ class Queries:
     def newest_events(self, limit: int) -> list[Event]:
         """The newest, oldest first."""
         found = self._connection.execute("SELECT event FROM events ORDER BY seq DESC LIMIT ?", (limit,))
-        return _decoded(found, Event)[::-1]
+        return self._all(found, Event)[::-1]
 
     def events(
         self,
@@ -137,11 +140,13 @@ class Queries:
             "ORDER BY time_s DESC, seq DESC LIMIT ?",
             (*values, *more, limit),
         ).fetchall()
-        return [((time_s, seq), msgspec.json.decode(event, type=Event)) for time_s, seq, event in found]
+        return [
+            ((time_s, seq), told) for time_s, seq, event in found if (told := self._decoded(event, Event)) is not None
+        ]
 
     def event(self, id_: str) -> Event | None:
         """The event with that id."""
-        found = _decoded(self._connection.execute("SELECT event FROM events WHERE id = ?", (id_,)), Event)
+        found = self._all(self._connection.execute("SELECT event FROM events WHERE id = ?", (id_,)), Event)
         return found[0] if found else None
 
     def events_beginning(self, prefix: str, limit: int) -> list[Event]:
@@ -149,14 +154,14 @@ class Queries:
         found = self._connection.execute(
             "SELECT event FROM events WHERE id >= ? AND id < ? LIMIT ?", (prefix, f"{prefix}\U0010ffff", limit)
         )
-        return _decoded(found, Event)
+        return self._all(found, Event)
 
     def events_caused_by(self, id_: str, limit: int) -> list[Event]:
         """Events whose cause is that event or command, oldest first."""
         found = self._connection.execute(
             f"SELECT event FROM events WHERE {CAUSE} = ? ORDER BY seq LIMIT ?", (id_, limit)
         )
-        return _decoded(found, Event)
+        return self._all(found, Event)
 
     def commands(
         self, name: str | None, since_s: float, until_s: float, limit: int, before_s: float | None = None
@@ -168,7 +173,7 @@ class Queries:
             "ORDER BY asked_at_s DESC LIMIT ?",
             (*([name] if name is not None else []), since_s, until_s if before_s is None else before_s, limit),
         )
-        return _decoded(found, CommandView)
+        return self._all(found, CommandView)
 
     def end_keys(self) -> set[str]:
         """Keys of all post-mortems."""
@@ -181,7 +186,7 @@ class Queries:
             "ORDER BY ended_s DESC LIMIT ?",
             (instance, 1e18 if before_s is None else before_s, limit),
         ).fetchall()
-        return [Filed(Path(f"{key}.json"), ended_s, _stretched(report)) for key, ended_s, report in found]
+        return [filed for row in found if (filed := self._filed(*row)) is not None]
 
     def end(self, instance: str, *, key: str | None = None, incarnation: int | None = None) -> Filed | None:
         """One post-mortem; the newest if that incarnation has several."""
@@ -191,7 +196,7 @@ class Queries:
             "ORDER BY ended_s DESC LIMIT 1",
             (instance, value),
         ).fetchone()
-        return None if row is None else Filed(Path(f"{row[0]}.json"), row[1], _stretched(row[2]))
+        return None if row is None else self._filed(*row)
 
     def count_ends(self, instance: str, since_s: float, until_s: float) -> int:
         """Ends after the one moment, and up to the other."""
@@ -231,10 +236,20 @@ class Queries:
         """Have a question fail that takes more of SQLite's steps than that; 0: let it run."""
         self._connection.set_progress_handler((lambda: 1) if instructions else None, instructions)
 
+    def _all(self, found: Iterable[tuple[bytes]], type_: type[T]) -> list[T]:
+        return [told for (content,) in found if (told := self._decoded(content, type_)) is not None]
 
-def _stretched(report: bytes) -> PostMortem:
-    return msgspec.json.decode(zlib.decompress(report), type=PostMortem)
+    def _decoded(self, content: bytes, type_: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode(content, type=type_)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.unreadable += 1
+            return None
 
-
-def _decoded(found: Iterable[tuple[bytes]], type_: type[T]) -> list[T]:
-    return [msgspec.json.decode(content, type=type_) for (content,) in found]
+    def _filed(self, key: str, ended_s: float, report: bytes) -> Filed | None:
+        try:
+            told = self._decoded(zlib.decompress(report), PostMortem)
+        except zlib.error:
+            self.unreadable += 1
+            return None
+        return None if told is None else Filed(Path(f"{key}.json"), ended_s, told)

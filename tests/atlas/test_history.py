@@ -197,6 +197,28 @@ def test_what_is_written_is_there_for_the_next(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_cannot_be_read_is_left_out(path: Path) -> None:
+    """A command with a verb of a later version, a report that is damaged: the others are told, and these counted."""
+    held = opened(path)
+    commands = [
+        CommandView(id=id, order="o1", verb=Verb.STOP, name="web", asked_by="me", asked_at_s=NOW_S, stage="ended")
+        for id in ("c1", "c2")
+    ]
+    held.write(Batch(events=[event(1), event(2)], commands=commands, ends=[filed(1), filed(2)]))
+    execute = held._connection.execute
+    execute("UPDATE commands SET command = replace(CAST(command AS TEXT), 'stop', 'hibernate') WHERE id = 'c1'")
+    execute("UPDATE events SET event = '{}' WHERE id = 'e1'")
+    execute("UPDATE postmortems SET report = x'00' WHERE pid = 1")
+    queries = held.queries
+    assert queries.newest_events(10) == [event(2)]
+    assert [told for _, told in queries.events()] == [event(2)]
+    assert queries.event("e1") is None
+    assert queries.commands(None, 0, NOW_S + 1, 10) == [commands[1]]
+    assert [each.report for each in queries.ends("web", before_s=None, limit=9)] == [filed(2).report]
+    assert queries.end("web", incarnation=1) is None
+    assert queries.unreadable == 6
+
+
 def test_an_error_leaves_nothing_half_written(path: Path) -> None:
     """Nor a number for an instance that nobody has."""
     held = opened(path)
