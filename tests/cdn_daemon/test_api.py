@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,21 @@ def test_a_token_that_others_may_read_is_not_trusted(tmp_path: Path) -> None:
     os.chmod(path, 0o600)
     with pytest.raises(TokenError, match="16 to 256"):
         Token(path).arm()
+
+
+def test_a_token_that_a_full_disk_did_not_take(tmp_path: Path) -> None:
+    """The file is there, and empty: once there is room the next start makes one."""
+    path = tmp_path / "token"
+    soft, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    try:
+        with pytest.raises(TokenError, match="File too large"):
+            Token(path).arm()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, most))
+    Token(path).arm()
+    assert len(path.read_text()) > 32
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_not_there_and_what_breaks_answer_in_the_same_form(client: Client) -> None:
