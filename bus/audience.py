@@ -8,6 +8,7 @@ meant well connects again by itself, and is sent the last values.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -117,10 +118,11 @@ class Audience:
 
     def _cut(self, fd: int, cause: str) -> None:
         """End the connection under libzmq, which then drops all that it holds for it."""
-        del self._connections[fd]
+        inode = self._connections.pop(fd).inode
         self.counts[cause] += 1
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+            if _inode(connection.fileno()) == inode:  # else libzmq's thread has closed it in this moment
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _inode(fd: int) -> int | None:
@@ -132,5 +134,8 @@ def _inode(fd: int) -> int | None:
 
 def _unsent_bytes(fd: int) -> int:
     """unix(7), SIOCOUTQ: what has been written and not been read yet."""
-    (unsent,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))
+    try:
+        (unsent,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))
+    except OSError:  # libzmq's thread has closed it in this moment
+        return 0
     return int(unsent)

@@ -425,6 +425,18 @@ def test_one_subscription_too_many(pair: Pair) -> None:
     assert audience.size == 0
 
 
+def test_a_descriptor_that_is_no_connection_any_more(tmp_path: Path) -> None:
+    """libzmq closes connections on a thread of its own, also between two looks at one: that ends nothing here."""
+    audience = Audience()
+    with open(tmp_path / "another", "w") as file:
+        assert audience.subscribed(file.fileno(), b"", 0.0)
+        audience.look(1.0)
+        assert audience.size == 1
+        for _ in range(PER_CONNECTION):
+            audience.subscribed(file.fileno(), b"", 2.0)
+        assert audience.size == 0
+
+
 def test_what_is_wanted(pair: Pair) -> None:
     """Exactly what begins with a subscription of somebody who is there, or everything where there are many."""
     audience = Audience()
