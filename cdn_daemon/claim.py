@@ -50,6 +50,8 @@ class Record(msgspec.Struct, kw_only=True):
 
     incarnation: int = 0
     pid: int = 0
+    began: int = 0
+    """When that process did, in clock ticks since the boot; 0: it does not say. Another may have its pid by now."""
     parent: int = 0
     """Parent when the claim was made; a holder with another one now is an orphan."""
     supervisor: str = ""
@@ -69,13 +71,14 @@ class Claim:
     """Which run of which supervisord made this start; empty without one."""
 
 
-def next_record(last: Record, *, pid: int, parent: int, supervisor: str) -> Record:
+def next_record(last: Record, *, pid: int, began: int, parent: int, supervisor: str) -> Record:
     """The record of a new start. Pure."""
     incarnation = last.incarnation + 1
     same = bool(supervisor) and supervisor == last.supervisor
     return Record(
         incarnation=incarnation,
         pid=pid,
+        began=began,
         parent=parent,
         supervisor=supervisor,
         first=last.first if same else incarnation,
@@ -96,7 +99,7 @@ def claim(
     fd = os.open(run_dir.lock(instance), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while not _try_lock(fd):
         holder = _read(fd)
-        if _has_ended(holder.pid):
+        if _has_ended(holder):
             waiting(f"standing by: what pid {holder.pid} of {instance} has left is being ended")
             time.sleep(_LEFT_POLL_S)
             continue
@@ -108,7 +111,8 @@ def claim(
             )
         _wait_for_end(holder.pid, instance, orphans, waiting)
     supervisor = supervisor_of(os.environ, os.getppid())
-    record = next_record(_read(fd), pid=os.getpid(), parent=os.getppid(), supervisor=supervisor)
+    pid = os.getpid()
+    record = next_record(_read(fd), pid=pid, began=start_ticks(pid) or 0, parent=os.getppid(), supervisor=supervisor)
     payload = msgspec.json.encode(record)
     os.pwrite(fd, payload.ljust(256), 0)
     return Claim(
@@ -144,18 +148,12 @@ def _read(fd: int) -> Record:
         return Record()
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether a holder is no more, and its lock still with the kernel, or with the keeper that ends what it ran."""
-    if not pid:
+def _has_ended(holder: Record) -> bool:
+    """Whether it is no more, and its lock still with the kernel, or with whoever it has left behind."""
+    if not holder.pid:
         return False
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([pidfd], [], [], 0)[0])  # one that waits to be reaped has ended too
-    finally:
-        os.close(pidfd)
+    began = start_ticks(holder.pid)
+    return began is None or holder.began not in (0, began)
 
 
 def _is_orphan(holder: Record) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bus.endpoints import RunDir
-from cdn_daemon.claim import Orphaned, Record, is_alive, next_record, supervisor_of
+from cdn_daemon.claim import Orphaned, Record, claim, is_alive, next_record, supervisor_of
 from cdn_daemon.vitals import start_ticks
 from tests.support import ROOT, ServiceProcess, environment, is_running, kill_tree, until
 
@@ -31,7 +33,7 @@ TINY = ("-m", "tests.cdn_daemon.tiny")
 )
 def test_next_record(last: Record, supervisor: str, incarnation: int, restarts: int) -> None:
     """Incarnations never repeat; restarts count within one run of one supervisor."""
-    record = next_record(last, pid=1, parent=2, supervisor=supervisor)
+    record = next_record(last, pid=1, began=3, parent=2, supervisor=supervisor)
     assert (record.incarnation, record.incarnation - record.first) == (incarnation, restarts)
 
 
@@ -93,6 +95,29 @@ def test_an_orphan_is_replaced(run_path: Path, is_stopped: bool) -> None:
         assert not is_running(old)
         assert f"replacing orphan pid {old} of tiny: asked it to drain" in new.log()
         assert "draining" in (run_path / "orphan.log").read_text()
+
+
+def test_a_pid_that_is_anothers_by_now(run_path: Path, run_dir: RunDir) -> None:
+    """The holder has died and left its lock to a child, and its pid has come round: nobody is told to end."""
+    with subprocess.Popen(["sleep", "600"]) as innocent, open(run_dir.lock("tiny"), "w+b") as lock:
+        began = start_ticks(innocent.pid)
+        assert began is not None
+        record = Record(incarnation=1, pid=innocent.pid, began=began - 1, parent=1, supervisor="1@0")
+        lock.write(msgspec.json.encode(record))
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told: list[str] = []
+
+        def waiting(text: str) -> None:
+            told.append(text)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        mine = claim(run_dir, "tiny", waiting=waiting)
+        os.close(mine.fd)
+        assert mine.incarnation == 2
+        assert told == [f"standing by: what pid {innocent.pid} of tiny has left is being ended"]
+        assert is_running(innocent.pid)
+        innocent.kill()
 
 
 def test_an_orphan_is_adopted(run_path: Path) -> None:
