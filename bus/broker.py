@@ -23,7 +23,7 @@ from typing import Protocol
 import zmq
 
 from bus.audience import Audience
-from bus.codec import MAX_FRAME_BYTES
+from bus.codec import MAX_FRAME_BYTES, TAKEN_IN_BYTES
 from bus.context import terminate
 from bus.endpoints import RunDir
 from bus.room import full_at
@@ -116,10 +116,10 @@ class Broker:
         self._listeners: set[int] = set()
         self._knocked = False
         """Somebody is about to come in."""
-        self._xsub = self._bind(zmq.XSUB, run_dir.telemetry, max_bytes=MAX_FRAME_BYTES)
+        self._xsub = self._bind(zmq.XSUB, run_dir.telemetry, max_bytes=TAKEN_IN_BYTES)
         self._xpub = self._bind(zmq.XPUB, run_dir.feed, max_bytes=_SUBSCRIPTION_BYTES)
-        self._agents = self._bind(zmq.ROUTER, run_dir.agents, max_bytes=MAX_FRAME_BYTES)
-        self._operators = self._bind(zmq.ROUTER, run_dir.operators, max_bytes=MAX_FRAME_BYTES)
+        self._agents = self._bind(zmq.ROUTER, run_dir.agents, max_bytes=TAKEN_IN_BYTES)
+        self._operators = self._bind(zmq.ROUTER, run_dir.operators, max_bytes=TAKEN_IN_BYTES)
         self._xsub.send(b"\x01")  # everything
         for waited_for in (self._xsub, self._xpub, self._agents, self._operators, self._wake_fd):
             self._poller.register(waited_for, zmq.POLLIN)
@@ -247,10 +247,13 @@ class Broker:
                     self.counts["wrong_parts"] += 1
                     return
                 into.append((topic, frame))
+                if len(frame) > MAX_FRAME_BYTES or len(topic) > MAX_FRAME_BYTES:
+                    return  # as in _drain
         except zmq.Again:
             return
 
     def _drain(self, zmq_socket: zmq.Socket[bytes], into: list[Frames]) -> None:
+        """Take what is there. What is too large is the last of a turn, so that no turn has to hold many such."""
         try:
             for _ in range(_PER_TURN):
                 parts = zmq_socket.recv_multipart(zmq.DONTWAIT)
@@ -258,6 +261,8 @@ class Broker:
                     into.append((parts[0], parts[1]))
                 else:
                     self.counts["wrong_parts"] += 1
+                if len(parts[-1]) > MAX_FRAME_BYTES:
+                    return
         except zmq.Again:
             return
 

@@ -14,6 +14,10 @@ import msgspec
 MAX_FRAME_BYTES = 1 << 20
 """1 MiB. The largest honest message is a node's table of 1,000 processes, about 250 KiB."""
 
+TAKEN_IN_BYTES = 16 << 20
+"""16 MiB: what is over the limit and not over this still comes in, to be counted and answered; libzmq cuts off who
+sends more, and tells nobody."""
+
 MAX_REPLY_BYTES = 32 << 20
 """32 MiB, for what ATLAS answers an operator: the fleet's views of 50,000 services are 17 MiB."""
 

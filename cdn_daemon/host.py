@@ -489,9 +489,14 @@ def _open_stacks(run_dir: RunDir, instance: str, notifier: Notifier) -> IO[str]:
         # Of one that no warden saw end, as its own had been killed. Elsewhere only this file tells what it hung in.
         if left.stem.rpartition(".")[0] == instance and (is_ours or not left.stat().st_size):
             left.unlink()
-    file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    file = open(path, "w", buffering=1, encoding="utf-8", opener=_private)  # noqa: SIM115
     faulthandler.enable(file=file if is_ours else sys.stderr)
     return file
+
+
+def _private(path: str, flags: int) -> int:
+    """Readable by its owner only, whatever the umask of who starts a service by hand."""
+    return os.open(path, flags, 0o600)
 
 
 def _listen(settings: Settings) -> socket.socket:

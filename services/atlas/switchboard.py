@@ -14,7 +14,7 @@ from functools import partial
 from threading import Event as ThreadEvent
 from threading import Lock, Thread
 
-from bus.broker import Broker
+from bus.broker import Broker, BusTaken
 from bus.codec import MAX_REPLY_BYTES, Decoder, FrameError, encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
@@ -258,6 +258,8 @@ class Switchboard:
                 self._broker = None
                 self._journal.close()
             broker.close()
+        except BusTaken as error:  # which is no fault of the thread, and whoever waits for it says it
+            self.failure = error
         except BaseException as error:
             log.critical("the bus thread died", exc_info=True)
             self.failure = error

@@ -215,16 +215,23 @@ def test_noise(spawn: Callable[..., ServiceProcess], operator: OperatorLink, run
         return counts if {"malformed", "wrong_topic", "wrong_parts", "old"} <= counts.keys() else {}
 
     until(counted)
-    pub.send_multipart([b"status/atlas/", b"\0" * (10 << 20)])
+    huge = b"\0" * (10 << 20)
+    pub.send_multipart([b"status/atlas/", huge])
     for endpoint in (run_dir.agents, run_dir.operators):
         dealer = context.socket(zmq.DEALER)
         dealer.connect(endpoint)
+        dealer.send(huge)
+        if endpoint == run_dir.operators:
+            assert dealer.poll(30_000)
+            assert b"frame of 10485760 bytes: the limit is 1048576" in dealer.recv()
         dealer.send(os.urandom(1000))
         dealer.send_multipart([b"a", b"b", b"c"])
         if endpoint == run_dir.operators:
             assert dealer.poll(30_000)
             assert b"cannot understand the request" in dealer.recv()
         dealer.close(linger=1000)
+    large = {"too_large": 1, "agent_too_large": 1, "operator_too_large": 1}
+    until(lambda: large.items() <= json.loads(atlas.get("/api/v1/fleet")[1])["counts"].items())
     pub.close(linger=1000)
     context.term()
     subscriber.close()
