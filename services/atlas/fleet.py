@@ -31,6 +31,9 @@ NODE_FRESH_S = 2.0
 UNREACHABLE_S = 3.0
 """Statuses come at least once a second; three in a row are missing."""
 
+FORGOTTEN_S = 60.0
+"""One that has ended well, and that no supervisord has, is shown for so long: time enough to be seen."""
+
 MAX_MEMBERS = 50_000
 """Bounds what one that invents names can cost."""
 
@@ -258,11 +261,16 @@ class Fleet:
         return Happening(instance, "removed", "removed from supervisord", host)
 
     def tick(self, now_s: float) -> list[Happening]:
-        """Notice silence."""
+        """Notice silence; forget who has said goodbye and is not supervised, as one that was run by hand."""
         happenings = []
         since_s = now_s - UNREACHABLE_S
         for member in [member for member in self.members.values() if member.heard_s < since_s and member.reachable]:
-            if member.phase is not LifecyclePhase.STOPPED:
+            if member.phase is LifecyclePhase.STOPPED:
+                if now_s - member.heard_s > FORGOTTEN_S and member.instance not in self.rows():
+                    del self.members[member.instance]
+                    text = "forgotten: it has ended, and no supervisord has it"
+                    happenings.append(_happening(member.status, "removed", text))
+            else:
                 member.reachable = False
                 text = f"unreachable: silent for {now_s - member.heard_s:.1f} s"
                 happenings.append(_happening(member.status, "unreachable", text))

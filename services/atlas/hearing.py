@@ -74,9 +74,7 @@ class Hearing:
         elif isinstance(message, NodeStatus):
             happenings = self._fleet.hear_node(message, now_s)
             broker.publish(topic, frame, keep=True)
-            for happening in happenings:
-                if happening.kind == "removed":
-                    self._forget(broker, happening.instance)
+            self._forget_removed(broker, happenings)
             yield from happenings
         elif isinstance(message, Event):
             kept = self._events.append(message)
@@ -94,8 +92,15 @@ class Hearing:
             broker.keep(topic, member)
         return happenings
 
-    def _forget(self, broker: Broker, instance: str) -> None:
-        if instance not in self._fleet.members:
-            topic = status_topic(instance).encode()
-            self._known.pop(topic, None)
-            broker.forget(topic)
+    def tick(self, broker: Broker, now_s: float) -> list[Happening]:
+        """As the fleet's; who is forgotten has no last value."""
+        happenings = self._fleet.tick(now_s)
+        self._forget_removed(broker, happenings)
+        return happenings
+
+    def _forget_removed(self, broker: Broker, happenings: Iterable[Happening]) -> None:
+        for happening in happenings:
+            if happening.kind == "removed" and happening.instance not in self._fleet.members:
+                topic = status_topic(happening.instance).encode()
+                self._known.pop(topic, None)
+                broker.forget(topic)

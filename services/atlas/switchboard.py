@@ -284,7 +284,7 @@ class Switchboard:
                     self._take_operator(broker, routing_id, frame, now_s)
                 if now_s - ticked_s >= TICK_S:
                     ticked_s = now_s
-                    self._perform(broker, self._fleet.tick(now_s))
+                    self._perform(broker, self._hearing.tick(broker, now_s))
                     self._perform(broker, self._coordinator.tick(now_s))
                     self._journal.tick(self._coordinator.book, now_s)
                     self._coordinator.journal_problem = self._journal.problem

@@ -26,12 +26,21 @@ from bus.broker import Broker
 from bus.codec import encode
 from bus.endpoints import RunDir
 from bus.ids import new_id
-from bus.messages import DaemonStatus, NodeStatus, ProcessRow, ProcessState, SnapshotReply, SnapshotRequest, Telemetry
+from bus.messages import (
+    DaemonStatus,
+    LifecyclePhase,
+    NodeStatus,
+    ProcessRow,
+    ProcessState,
+    SnapshotReply,
+    SnapshotRequest,
+    Telemetry,
+)
 from bus.operators import OperatorLink
 from bus.publisher import Publisher
 from bus.subscriber import Subscriber
 from bus.topics import topic_of
-from services.atlas.fleet import Fleet
+from services.atlas.fleet import FORGOTTEN_S, Fleet
 from services.atlas.happened import Happened, Numbering
 from services.atlas.hearing import Hearing, in_parts
 from tests.atlas.test_atlas import ATLAS, TINY, fleet, is_well
@@ -348,6 +357,9 @@ def test_what_is_removed_has_no_last_value(run_dir: RunDir, broker: Broker) -> N
     assert broker.last_frames() == [encode(gone)]
     assert hear(newer) == ["appeared"]
     assert set(broker.last_frames()) == {encode(newer), encode(gone)}
+    assert hear(replace(newer, seq=newer.seq + 1, phase=LifecyclePhase.STOPPED)) == ["phase"]
+    assert hearing.tick(broker, FORGOTTEN_S + 1)[0].kind == "removed"
+    assert broker.last_frames() == [encode(gone)]
 
 
 def test_events_are_numbered_within_bounds() -> None:

@@ -24,7 +24,7 @@ from bus.messages import (
     ProcessState,
     Telemetry,
 )
-from services.atlas.fleet import UNREACHABLE_S, Fleet, Happening, Refused, is_newer
+from services.atlas.fleet import FORGOTTEN_S, UNREACHABLE_S, Fleet, Happening, Refused, is_newer
 from tests.bus.samples import STATUS
 
 
@@ -191,10 +191,24 @@ def test_a_service_may_move() -> None:
 
 
 def test_a_stopped_one_is_not_unreachable() -> None:
-    """It said goodbye."""
+    """It said goodbye, and stays for as long as supervisord has it, even if that is silent."""
     fleet = Fleet()
-    fleet.hear(status(1, 1, phase=LifecyclePhase.STOPPED), 0.0)
-    assert fleet.tick(1000.0) == []
+    fleet.hear(status(1, 1), 0.0)
+    fleet.hear_node(node(web=row(ProcessState.EXITED, pid=None)), 0.0)
+    fleet.hear(status(1, 2, phase=LifecyclePhase.STOPPED), 0.0)
+    assert [happening.instance for happening in fleet.tick(1000.0)] == ["warden@h1"]
+    assert fleet.members.keys() == {"web-1"}
+
+
+def test_one_run_by_hand_is_forgotten() -> None:
+    """It said goodbye, and no supervisord has it: shown for a minute, as nobody could ever take it from the table."""
+    fleet = Fleet()
+    fleet.hear(status(1, 1), 0.0)
+    fleet.hear(status(1, 2, phase=LifecyclePhase.STOPPED), 0.0)
+    assert fleet.tick(FORGOTTEN_S) == []
+    assert kinds(fleet.tick(FORGOTTEN_S + 1)) == ["removed"]
+    assert fleet.views(FORGOTTEN_S + 1) == ()
+    assert kinds(fleet.hear(status(2, 1), FORGOTTEN_S + 2)) == ["appeared"]
 
 
 def test_atlas_was_away() -> None:
