@@ -66,6 +66,12 @@ class Fabric:
         self.pool = Pool(store)
         self.feed = Feed(store)
         self._uploads = 0
+        self._refused = 0
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """Answer a RefusedError, and count it."""
+        self._refused += 1
+        return await EXCEPTION_HANDLERS[RefusedError](request, error)
 
     # -- SQL ------------------------------------------------------------------------------------------
 
@@ -242,6 +248,7 @@ class Fabric:
         store = self.store
         writer = store.writer if store.is_open else None
         return {
+            "requests_refused_total": self._refused,
             "statements_total": store.workload.calls,
             "statements_running": self.pool.running(),
             "statements_refused_total": self.pool.refused,
@@ -298,7 +305,7 @@ def make_app(
             WebSocketRoute("/ws/stream", fabric.feed.serve),
             *route("/tables/{name}/rows", get=fabric.rows, post=fabric.insert),
         ],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers={**EXCEPTION_HANDLERS, RefusedError: fabric.refuse},
     )
     app.state.fabric = fabric
     app.state.store = fabric.store

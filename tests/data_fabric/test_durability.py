@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -98,12 +99,16 @@ def test_two_instances_see_what_the_other_has_changed(run_path: Path) -> None:
 
 
 def test_the_service_as_it_is_started(run_path: Path) -> None:
-    """Its check is well, its metrics are there, its state is private, its loop can be switched off."""
+    """Its check is well, its metrics are there and count refusals, its state is private, its loop is switched off."""
     with process(run_path) as (client, service):
         assert client.load("t", "a\n1\n").status == 201
         assert client.sql("SELECT a FROM t").json["rows"] == [[1]]
+        assert client.load("broken", "a,b\n1\n").status == 422
+        assert client.sql("DELETE FROM t").status == 403
+        endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
+        assert client.sql(endless, timeout_s=0.1).status == 422
         until(lambda: client.call("GET", "/readyz").json["health"] == "healthy")
-        until(lambda: b"\nstatements_total{" in client.call("GET", "/metrics").body)
+        until(lambda: re.search(rb"\nrequests_refused_total\{.*\} 3\.0\n", client.call("GET", "/metrics").body))
         assert (run_path / "state" / "cdn-data-fabric").stat().st_mode & 0o777 == 0o700
         assert client.call("POST", "/ooda/mode", {"mode": "off"}).status == 200
         assert client.call("GET", "/ooda").json["mode"] == "off"
