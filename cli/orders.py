@@ -122,6 +122,11 @@ def _by_atlas(
             yield outcome
     except Refused as error:
         raise Problem(f"cannot {verb} {', '.join(open_names)}: {error}", Exit.FAILED) from error
+    except KeyboardInterrupt:
+        if open_names:
+            names = " ".join(open_names)
+            say(f"ATLAS goes on with the order to {verb} {names}; what becomes of it: cdnctl history {names}")
+        raise
     finally:
         order.close()
 

@@ -233,7 +233,7 @@ def test_events_are_followed_and_none_is_shown_twice(run_dir: RunDir) -> None:
 
 
 def test_an_interrupt_tells_what_is_done_already(run_dir: RunDir) -> None:
-    """Ctrl-C while one of two outcomes is missing: the other is shown, exit code 130."""
+    """Ctrl-C while one of two outcomes is missing: the other is shown, and that this one goes on; exit code 130."""
 
     def order(request: OrderRequest) -> Replies:
         return [
@@ -258,4 +258,7 @@ def test_an_interrupt_tells_what_is_done_already(run_dir: RunDir) -> None:
         shown, said = waiting.communicate()
     assert waiting.returncode == Exit.INTERRUPTED
     assert shown == "cdn-data-fabric restarted in 0.10 s\n"
+    assert (
+        "goes on with the order to restart gateway-primary; what becomes of it: cdnctl history gateway-primary" in said
+    )
     assert "interrupted" in said
