@@ -14,6 +14,8 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)?")
 DAY_S = 86_400.0
 ALWAYS: Interval = (-math.inf, math.inf)
+FIRST_S, LAST_S = -62_135_596_800.0, 253_402_300_799.9995
+"""The years 1 to 9999, in UTC: RFC 3339 has no other. With an offset an instant may lie beyond them."""
 
 
 class NoTime(ValueError):
@@ -77,8 +79,12 @@ def of_properties(properties: dict[str, Any]) -> Interval | None:
 
 
 def written(at_s: float) -> str:
-    """RFC 3339, in UTC, to the millisecond."""
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """RFC 3339, in UTC, to the millisecond; of what it has no words for, the nearest that it has."""
+    return (
+        datetime.fromtimestamp(min(max(at_s, FIRST_S), LAST_S), UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def written_or_open(at_s: float) -> str | None:

@@ -155,6 +155,26 @@ def test_datetime(tmp_path: Path, datetime: str, ids: list[str]) -> None:
         assert interval == [["2026-01-15T12:00:00.000Z", "2026-03-01T23:59:59.999Z"]]
 
 
+def test_times_at_the_ends_of_the_calendar(tmp_path: Path) -> None:
+    """For ever, and beyond what RFC 3339 can write in UTC: selected, and the collections are told all the same."""
+    with serving(tmp_path) as (client, _):
+        client.load(
+            "c",
+            point("first", 0, 0, datetime="0001-01-01T00:00:00+14:00"),
+            point("last", 0, 0, start="2026-01-31", end="9999-12-31"),
+            point("beyond", 0, 0, datetime="9999-12-31T23:59:59-14:00"),
+        )
+        (interval,) = client.get("/collections/c").json["extent"]["temporal"]["interval"]
+        assert interval == ["0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"]
+        assert client.get("/collections").status == 200
+        assert client.get("/collections/c/items?datetime=2027-01-01/..").ids == ["last", "beyond"]
+        assert client.get("/collections/c/items?datetime=0001-01-01T00:00:00%2B14:00").ids == ["first"]
+        client.call(
+            "PUT", "/tracks/ship", {"positions": [{"lon": 1, "lat": 2, "datetime": "0001-01-01T00:00:00+14:00"}]}
+        )
+        assert client.get("/tracks/ship").json["properties"]["times"] == ["0001-01-01T00:00:00.000Z"]
+
+
 def test_properties_are_compared_as_they_are_written(tmp_path: Path) -> None:
     """Text, numbers, truths; names with dots and quotes about them reach no other property."""
     with serving(tmp_path) as (client, _):
