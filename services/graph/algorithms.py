@@ -45,7 +45,8 @@ class Outcome(Struct, kw_only=True):
     error: str = ""
 
 
-Edges = Sequence[tuple[int, int]]
+PRECISION = 1e-9
+"""PageRank is done when a round has changed all scores, which add up to 1, by no more than this together."""
 
 
 def run(job: Job, sources: Sequence[int], targets: Sequence[int], weights: Sequence[float]) -> Outcome:
@@ -108,7 +109,11 @@ def pagerank(
         total[step] = total.get(step, 0.0) + (weights[at] if weights else 1.0)
     steps = list(total)
     graph = _graph(nodes, [step[0] for step in steps], [step[1] for step in steps], list(total.values()))
-    return dict(ranked(graph, alpha=damping, weight_fn=float, max_iter=1000).items()) if nodes else {}
+    if not nodes:
+        return {}
+    # rustworkx multiplies the tolerance by the number of nodes, and its default is coarser than most scores then. How
+    # many rounds there may be is for the deadline to say.
+    return dict(ranked(graph, alpha=damping, weight_fn=float, tol=PRECISION / nodes, max_iter=1_000_000).items())
 
 
 def betweenness(nodes: int, sources: Sequence[int], targets: Sequence[int]) -> dict[int, float]:
