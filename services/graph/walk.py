@@ -25,7 +25,7 @@ class Reached(NamedTuple):
 
 
 def adjacent(view: View, key: int, direction: Direction, types: frozenset[str]) -> Iterator[tuple[int, str, int]]:
-    """(other node, type, relationship) for what leads from a node in that direction."""
+    """(other node, type, relationship) for what leads from a node in that direction; each once, a loop too."""
     sides: Iterable[Adjacent] = (
         (view.out(key),)
         if direction == "out"
@@ -33,9 +33,9 @@ def adjacent(view: View, key: int, direction: Direction, types: frozenset[str]) 
         if direction == "in"
         else (view.out(key), view.into(key))
     )
-    for others, kinds, relationships in sides:
+    for at, (others, kinds, relationships) in enumerate(sides):
         for step in zip(others, kinds, relationships, strict=True):
-            if not types or step[1] in types:
+            if (not types or step[1] in types) and not (at and step[0] == key):
                 yield step
 
 

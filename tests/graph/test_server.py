@@ -133,6 +133,17 @@ def test_patterns(tmp_path: Path, engine: str) -> None:
         )
 
 
+def test_a_loop_is_one_relationship_whichever_way_it_is_gone(tmp_path: Path) -> None:
+    """Out, in, or both: one match."""
+    with serving(tmp_path) as (client, _):
+        client.call("POST", "/nodes", {"nodes": [{"id": "a"}, {"id": "b"}]})
+        client.relate(("a", "knows", "a"), ("a", "knows", "b"))
+        for direction, others in (("out", ["a", "b"]), ("in", ["a"]), ("both", ["a", "b"])):
+            edges = [{"from": "x", "to": "y", "direction": direction}]
+            rows = client.rows({"x": {"id": "a"}, "y": {}}, edges)
+            assert sorted(row["y"] for row in rows) == others, direction
+
+
 @pytest.mark.parametrize("engine", ["sql", "snapshot"])
 def test_paths_and_neighbourhoods(tmp_path: Path, engine: str) -> None:
     """The shortest, the k shortest, the cheapest; what lies around."""
