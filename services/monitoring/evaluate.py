@@ -155,12 +155,15 @@ def _window(name: str, columns: Columns, range_ms: int) -> Window:
     times, values = columns.times, columns.values
     match name:
         case "rate" | "increase" | "delta":
-            resets = _resets(columns) if name != "delta" else [0.0] * len(times)
+            falls = [at for at, (a, b) in enumerate(pairwise(values), 1) if b < a] if name != "delta" else []
 
             def extrapolate(low: int, high: int, end_ms: int) -> float | None:
                 if high - low < 2:
                     return None
-                change = values[high - 1] - values[low] + (resets[high - 1] - resets[low])
+                # Only the resets within: one from infinity, or from 1e300, would be all that a running sum still tells.
+                change = values[high - 1] - values[low]
+                for fall in falls[bisect_right(falls, low) : bisect_left(falls, high)]:
+                    change += values[fall - 1]
                 change = extrapolated(
                     change,
                     name != "delta",
@@ -206,13 +209,6 @@ def _window(name: str, columns: Columns, range_ms: int) -> Window:
             return lambda low, high, _: 1.0
         case _:
             return lambda low, high, _: None
-
-
-def _resets(columns: Columns) -> list[float]:
-    """How much a counter had lost by resets, up to each sample."""
-    values = columns.values
-    lost = (before if after < before else 0.0 for before, after in pairwise(values))
-    return list(accumulate(lost, initial=0.0)) if len(values) else []
 
 
 def extrapolated(
@@ -309,13 +305,15 @@ def _absent_labels(node: Node) -> Labels:
     """What the selector says of who is not there."""
     if not isinstance(node, Selector):
         return ()
-    equal = [one for one in node.matchers if one.label != NAME]
-    names = [one.label for one in equal]
-    return tuple(
-        sorted(
-            (one.label, one.text) for one in equal if one.operator == "=" and one.text and names.count(one.label) == 1
-        )
-    )
+    said: dict[str, str] = {}
+    equal: set[str] = set()
+    for one in node.matchers:
+        if one.operator == "=" and one.label not in equal:
+            equal.add(one.label)
+            said[one.label] = one.text
+        else:  # Prometheus takes back what was said before, not what is said after
+            said[one.label] = ""
+    return tuple(sorted((label, text) for label, text in said.items() if text and label != NAME))
 
 
 def _nameless(labels: Labels) -> Labels:
@@ -426,31 +424,30 @@ def _signature(node: Binary, labels: Labels) -> Labels:
 def _matched(node: Binary, left: Vector, right: Vector, steps: int) -> Vector:
     apply = OPERATORS[node.operator]
     filters = node.operator in COMPARISONS and not node.is_bool
-    theirs: dict[Labels, list[tuple[Labels, Column]]] = {}
+    asked = [any(column[step] is not None for column in left.values()) for step in range(steps)]
+    theirs: dict[Labels, Column] = {}
     for labels, column in right.items():
-        theirs.setdefault(_signature(node, labels), []).append((labels, column))
-    ours: dict[Labels, list[tuple[Labels, Column]]] = {}
+        # Where there is nothing on the left, nothing on the right can be one too many.
+        here = [value if there else None for value, there in zip(column, asked, strict=True)]
+        _join(theirs, _signature(node, labels), here, "right")
+    ours: dict[Labels, Column] = {}
+    found: Vector = {}
     for labels, column in left.items():
         signature = _signature(node, labels)
-        if signature in theirs:
-            ours.setdefault(signature, []).append((labels, column))
-    found: Vector = {}
-    for signature, columns in ours.items():
-        other = _only(theirs[signature], signature, "right", steps)
-        _only(columns, signature, "left", steps)
-        for labels, column in columns:
-            made: Column = []
-            for a, b in zip(column, other, strict=True):
-                if a is None or b is None:
-                    made.append(None)
-                    continue
-                result = apply(a, b)
-                made.append((a if result else None) if filters else float(result))
-            if any(value is not None for value in made):
-                kept = (
-                    _grouped(labels, node.on, node.labels) if not (filters and not node.on) else _ignoring(labels, node)
-                )
-                _put(found, kept, made)
+        other = theirs.get(signature)
+        if other is None:
+            continue
+        made: Column = []
+        for a, b in zip(column, other, strict=True):
+            if a is None or b is None:
+                made.append(None)
+                continue
+            result = apply(a, b)
+            made.append((a if result else None) if filters else float(result))
+        _join(ours, signature, made, "left")
+        if any(value is not None for value in made):
+            kept = _grouped(labels, node.on, node.labels) if not (filters and not node.on) else _ignoring(labels, node)
+            _put(found, kept, made)
     return found
 
 
@@ -459,19 +456,16 @@ def _ignoring(labels: Labels, node: Binary) -> Labels:
     return tuple(pair for pair in labels if pair[0] not in node.labels)
 
 
-def _only(columns: list[tuple[Labels, Column]], signature: Labels, side: str, steps: int) -> Column:
-    """The columns as one; raises QueryError where two have a value at one step."""
-    merged: Column = [None] * steps
-    for _, column in columns:
-        for step, value in enumerate(column):
-            if value is not None:
-                if merged[step] is not None:
-                    shown = ", ".join(f"{name}={text!r}" for name, text in signature) or "no labels"
-                    raise QueryError(
-                        f"several series of the {side} side match by {shown}; say on(…) or aggregate first"
-                    )
-                merged[step] = value
-    return merged
+def _join(joined: dict[Labels, Column], signature: Labels, column: Column, side: str) -> None:
+    """Put a column with the others of its signature; raises QueryError where two have a value at one step."""
+    before = joined.get(signature)
+    if before is None:
+        joined[signature] = column
+        return
+    if any(a is not None and b is not None for a, b in zip(before, column, strict=True)):
+        shown = ", ".join(f"{name}={text!r}" for name, text in signature) or "no labels"
+        raise QueryError(f"several series of the {side} side match by {shown}; say on(…) or aggregate first")
+    joined[signature] = [b if a is None else a for a, b in zip(before, column, strict=True)]
 
 
 def _set(node: Binary, left: Vector, right: Vector, steps: int) -> Vector:

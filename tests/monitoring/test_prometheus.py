@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -83,6 +84,18 @@ QUERIES = (
     "sum(odd)",
     "max(odd)",
     "max_over_time(odd[5m])",
+    "rate(odd[1m])",
+    "increase(odd[5m])",
+    "absent(nobody{a!='x',a='b',c='d',c!='e'})",
+    "gauge - on () absent(gauge)",
+    "absent(gauge) < on () gauge",
+    "gauge > on () vector(1e9)",
+)
+REFUSED = (
+    "gauge - on () vector(1)",
+    "absent(nobody) + on () gauge",
+    "gauge{host='a'} - on (zone) gauge",
+    "ends < on (zone) gauge",
 )
 
 
@@ -195,6 +208,10 @@ def test_the_same_samples_have_the_same_answers(run_path: Path, tmp_path: Path) 
                 if not same(told, expected):
                     wrong.append(query)
             assert not wrong
+            for query in REFUSED:
+                assert client.api("query_range", query=query, **times).status == 422, query
+                with pytest.raises(urllib.error.HTTPError, match="422"):
+                    theirs("query_range", query=query, **times)
             assert sum(bool(theirs("query_range", query=query, **times)["result"]) for query in QUERIES) > 50
             compare_listings(client, theirs)
             asked = [PROMTOOL, "query", "instant", f"http://127.0.0.1:{client.port}", "1 + 1"]
