@@ -21,6 +21,10 @@ SERVICE_BINS = 4096
 """A merge of many stretches is coarsened only beyond this; each by itself was within its share."""
 PACKED_FROM_BYTES = 256
 UNPACKED_BYTES = 1 << 20
+RECEIVED_MOST = 1 << 53
+"""No more is counted: an hour of such slots still fits into the 64 bits there are on disk."""
+SENT_MOST = 1e100
+"""A sum of another instance is at most so large; it takes more of them than can ever be sent to add up to infinity."""
 
 
 class CounterState(Struct, frozen=True, kw_only=True, tag="counter", omit_defaults=True):
@@ -83,7 +87,7 @@ class Counter:
 
     def merge(self, other: Counter) -> None:
         """Add the other's."""
-        self.received += other.received
+        self.received = min(self.received + other.received, RECEIVED_MOST)
         self.total += other.total
         self.variance += other.variance
 
@@ -130,7 +134,7 @@ class Gauge:
             return
         self.low = min(self.low, other.low) if self.count else other.low
         self.high = max(self.high, other.high) if self.count else other.high
-        self.received += other.received
+        self.received = min(self.received + other.received, RECEIVED_MOST)
         self.count += other.count
         self.total += other.total
         if other.last_s >= self.last_s:
@@ -173,7 +177,7 @@ class Distribution:
 
     def merge(self, other: Distribution) -> None:
         """Take in the other's."""
-        self.received += other.received
+        self.received = min(self.received + other.received, RECEIVED_MOST)
         self.sketch.merge(other.sketch)
 
     def state(self) -> DistributionState:
@@ -208,7 +212,7 @@ class Set:
 
     def merge(self, other: Set) -> None:
         """Take in the other's."""
-        self.received += other.received
+        self.received = min(self.received + other.received, RECEIVED_MOST)
         self.count += other.count
         self.distinct.merge(other.distinct)
 
@@ -243,9 +247,20 @@ def of(state: AnyState, bins_max: int = SERVICE_BINS) -> Aggregate:
             return Set(state)
 
 
-def _check(*counts: float, total: float = 0.0) -> None:
-    if not math.isfinite(total) or not all(math.isfinite(count) and count >= 0 for count in counts):
+def _check(received: int, *counts: float, total: float = 0.0) -> None:
+    if not math.isfinite(total) or not all(math.isfinite(count) and count >= 0 for count in (received, *counts)):
         raise ValueError("a number is negative or not finite")
+    if received > RECEIVED_MOST:
+        raise ValueError(f"more samples are said to have been received than {RECEIVED_MOST}")
+
+
+def sent(state: AnyState) -> Aggregate:
+    """The aggregate of another instance's state; raises ValueError also for what is too large to be added up."""
+    of_sketch = msgspec.structs.asdict(state.sketch) if isinstance(state, DistributionState) else {}
+    for one in (*msgspec.structs.asdict(state).values(), *of_sketch.values()):
+        if isinstance(one, float) and abs(one) > SENT_MOST:
+            raise ValueError(f"a number is beyond {SENT_MOST:g}")
+    return of(state)
 
 
 def merged(first: Aggregate, second: Any) -> None:

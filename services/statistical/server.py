@@ -433,7 +433,7 @@ def _checked_merges(asked: MergeRequest) -> list[Merge]:
     for at, sent in enumerate(asked.series):
         try:
             statsd.name_of(sent.name.encode())
-            aggregate = aggregates.of(sent.state)
+            aggregate = aggregates.sent(sent.state)
             if aggregate.kind is not sent.kind:
                 raise ValueError(f"its state is that of a {aggregate.kind}")
         except ValueError as error:

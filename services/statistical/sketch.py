@@ -312,7 +312,7 @@ class Sketch:
         furthest = bins_at(self.level, math.log(LARGEST)) + 1
         nearest = -bins_at(self.level, -math.log(SMALLEST)) - 1
         for counts, low in ((self._positive, self._positive_low), (self._negative, self._negative_low)):
-            if counts and not nearest <= low <= low + len(counts) - 1 <= furthest:
+            if not nearest <= low <= low + max(len(counts) - 1, 0) <= furthest:
                 raise ValueError("a bin is beyond the largest or the smallest value")
 
 

@@ -97,6 +97,42 @@ def test_a_change_point_that_did_not_get_out_is_told_again(run_path: Path) -> No
         assert sorted(event["facts"]["at_s"] for event in told()) == sorted(one["point"]["at_s"] for one in changes)
 
 
+def test_what_another_instance_says_does_not_bring_this_one_down(run_path: Path) -> None:
+    """The most that is taken, more often than fits: neither the disk, a question nor a restart is beyond that."""
+    most, large = 1 << 53, 1e100
+    states: dict[str, dict[str, Any]] = {
+        "counter": {"received": most, "total": large, "variance": large},
+        "gauge": {"received": most, "count": large, "total": -large, "last": large, "low": -large, "high": large},
+        "distribution": {
+            "received": most,
+            "sketch": {"count": 32.0, "zeros": 32.0, "squares": large, "low": 0, "high": 0},
+        },
+        "set": {"received": most, "count": large},
+    }
+    series = [{"name": "much", "kind": kind, "state": {"type": kind, **state}} for kind, state in states.items()] * 250
+    with process(run_path) as (client, _):
+        for _ in range(5):
+            assert client.call("POST", "/merge", {"series": series}).json == {"merged": 1000}
+        flushes = client.metric("flushes_total")
+        until(lambda: client.metric("flushes_total") > flushes + 1, what="it is on disk")
+        for kind, state in states.items():
+            for name, value in (
+                ("received", most + 1),
+                ("received", 1 << 70),
+                ("count", 2 * large),
+                ("total", 2 * large),
+            ):
+                if name in state:
+                    wrong = {"name": "much", "kind": kind, "state": {"type": kind, **state, name: value}}
+                    assert client.call("POST", "/merge", {"series": [wrong]}).error["status"] == 422, (kind, name)
+        empty = {"type": "distribution", "sketch": {"exact": "", "positive_low": 1 << 70}}
+        wrong = {"name": "much", "kind": "distribution", "state": empty}
+        assert client.call("POST", "/merge", {"series": [wrong]}).error["status"] == 422
+    with process(run_path) as (client, _):
+        for kind in states:
+            assert client.series("much", kind=kind, window=3600)["received"] >= most
+
+
 def test_a_file_that_may_not_grow(run_path: Path) -> None:
     """What cannot be written is refused, StatsD is taken all the same, and with room again everything goes on."""
     with process(run_path) as (client, service):
