@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
+import apsw
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Send
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, RefusedError, answer, chunks, read_json, whole_number
+from cdn_daemon.service import ConfigurationError
 from services.data_fabric import answers, convert
 from services.data_fabric.api import (
     AttachRequest,
@@ -276,7 +278,11 @@ def make_app(
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:
         fabric.feed.listen()
-        await asyncio.to_thread(fabric.store.open)
+        try:
+            await asyncio.to_thread(fabric.store.open)
+        except (apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError) as error:
+            path = fabric.store.path
+            raise ConfigurationError(f"cannot use {path}: {error}; mend it, or move it away") from error
         try:
             yield
         finally:

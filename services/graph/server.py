@@ -60,7 +60,6 @@ class Graph:
         self.limits = self.store.limits
         self.engine = Engine(self.store)
         self.stream = Stream(self.store)
-        self.unusable: StoreError | None = None
         self._computing = asyncio.Semaphore(self.limits.computing)
         self._exports = 0
 
@@ -314,9 +313,7 @@ class Graph:
     # -- the rest -----------------------------------------------------------------------------------------
 
     async def background(self) -> None:
-        """The snapshot follows the writes; raises ConfigurationError if the store cannot be used."""
-        if self.unusable is not None:
-            raise ConfigurationError(str(self.unusable))
+        """The snapshot follows the writes."""
         loop = asyncio.get_running_loop()
 
         def changed() -> None:
@@ -461,9 +458,8 @@ def make_app(directory: Path, *, limits: Limits | None = None) -> Starlette:
     async def opened(_: Starlette) -> AsyncIterator[None]:
         try:
             await asyncio.to_thread(graph.store.open)
-        except (StoreError, OSError) as error:
-            # raised here it would be the server's failure, to be tried again for ever
-            graph.unusable = error if isinstance(error, StoreError) else StoreError(str(error))
+        except StoreError as error:
+            raise ConfigurationError(str(error)) from error
         try:
             yield
         finally:

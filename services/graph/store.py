@@ -295,8 +295,8 @@ class Store:
         with self._opening:
             if self._writer is not None:
                 return
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 db = apsw.Connection(str(self.path))
                 db.set_busy_timeout(5_000)
                 db.pragma("journal_mode", "wal")
@@ -311,8 +311,8 @@ class Store:
                 self._looked_s = time.monotonic()
                 self._data_version = self._watcher.pragma("data_version")
                 newest = self._watcher.execute("SELECT coalesce(max(seq), 0) FROM changes").get
-            except apsw.Error as error:
-                raise StoreError(f"cannot open {self.path}: {error}") from error
+            except (apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, OSError) as error:
+                raise StoreError(f"cannot use {self.path}: {error}; mend it, or move it away") from error
             self.commits = Commits(int(newest))
             self._writer = Writer(db, waiting=self.limits.writing, look=self.look, committed=self.look)
 

@@ -18,8 +18,10 @@ from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 
+import msgspec
+
 from cdn_daemon.api import RefusedError
-from services.monitoring.disk import SPAN_MS, Change, Chunk, Disk
+from services.monitoring.disk import SPAN_MS, Change, Chunk, Disk, DiskError
 from services.monitoring.limits import Limits
 from services.monitoring.samples import Columns, packed
 from services.monitoring.store import Batch, Series, Store
@@ -62,25 +64,31 @@ class Keeper:
 
     def open(self) -> None:
         """Read what is there and start the thread; raises DiskError."""
-        store = self._store
         self._disk = Disk(self.path)
-        with store.lock:
-            for id, labels in self._disk.series():
-                store.admit(id, labels)
-            for id, end_ms in self._disk.chunk_ends().items():
-                if id in store.by_id:
-                    store.by_id[id].last_ms = store.by_id[id].seen_ms = end_ms
-            for seq, content in self._disk.journal():
-                self._replay(content)
-                self._seq = seq
-                self._journal_bytes += len(content)
-        for kind in ("rule", "target", "found", "alert"):
-            self.kept[kind] = self._disk.kept(kind)
-        self.bytes = self._disk.size()
+        try:
+            self._recall(self._disk)
+        except (sqlite3.Error, msgspec.MsgspecError, zlib.error, struct.error, ValueError) as error:
+            raise DiskError(f"cannot read {self.path}: {error}; mend it, or move it away") from error
         self._sealed_s = self._retained_s = time.monotonic()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="monitoring-keeper", daemon=True)
         self._thread.start()
+
+    def _recall(self, disk: Disk) -> None:
+        store = self._store
+        with store.lock:
+            for id, labels in disk.series():
+                store.admit(id, labels)
+            for id, end_ms in disk.chunk_ends().items():
+                if id in store.by_id:
+                    store.by_id[id].last_ms = store.by_id[id].seen_ms = end_ms
+            for seq, content in disk.journal():
+                self._replay(content)
+                self._seq = seq
+                self._journal_bytes += len(content)
+        for kind in ("rule", "target", "found", "alert"):
+            self.kept[kind] = disk.kept(kind)
+        self.bytes = disk.size()
 
     def _replay(self, content: bytes) -> None:
         ids, times, values = decoded(content)

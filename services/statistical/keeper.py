@@ -24,7 +24,7 @@ from services.sqlite import refusal
 from services.statistical import aggregates
 from services.statistical.aggregates import AnyState
 from services.statistical.changes import Change
-from services.statistical.disk import Disk, Row
+from services.statistical.disk import Disk, DiskError, Row
 from services.statistical.series import Series
 from services.statistical.statsd import GarbageError, Kind, Line
 from services.statistical.store import Store
@@ -127,31 +127,37 @@ class Keeper:
 
     def open(self) -> None:
         """Read what is there and start the thread; raises DiskError."""
-        store = self._store
         self._disk = Disk(self.path)
-        with store.lock:
-            for id, kind, name in self._disk.series():
-                store.admit(kind, name, id)
-                self._on_disk.add(id)
-            store.clock.at_least(self._disk.last_slot())
-            slot, now_s = store.clock.slot(), store.clock.now_s()
-            by_id = {series.id: series for series in store.series.values()}
-            for row in self._disk.open_slots(slot):
-                series = by_id[row.series]
-                store.turn(series, slot)
-                series.merge(aggregates.unpacked(row.state, series.bins_max), now_s)
-            for seq, content in self._disk.journal():
-                self._take(_batch_decoder.decode(content), slot, now_s)
-                self._folded_seq = seq
-            for series in store.series.values():
-                series.since_last_time(1.0)  # what was there already is no news of the first second
-        self.joined = self._disk.joined()
-        noted = map(_noted_decoder.decode, self._disk.last_changes(TOLD_AGAIN))
-        self._again = [one for one in noted if one.noticed_s > now_s - TOLD_AGAIN_S]
+        try:
+            self._recall(self._disk)
+        except (sqlite3.Error, msgspec.MsgspecError, ValueError) as error:
+            raise DiskError(f"cannot read {self.path}: {error}; mend it, or move it away") from error
         self._last_beat_s = time.monotonic()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="statistical-keeper", daemon=True)
         self._thread.start()
+
+    def _recall(self, disk: Disk) -> None:
+        store = self._store
+        with store.lock:
+            for id, kind, name in disk.series():
+                store.admit(kind, name, id)
+                self._on_disk.add(id)
+            store.clock.at_least(disk.last_slot())
+            slot, now_s = store.clock.slot(), store.clock.now_s()
+            by_id = {series.id: series for series in store.series.values()}
+            for row in disk.open_slots(slot):
+                series = by_id[row.series]
+                store.turn(series, slot)
+                series.merge(aggregates.unpacked(row.state, series.bins_max), now_s)
+            for seq, content in disk.journal():
+                self._take(_batch_decoder.decode(content), slot, now_s)
+                self._folded_seq = seq
+            for series in store.series.values():
+                series.since_last_time(1.0)  # what was there already is no news of the first second
+        self.joined = disk.joined()
+        noted = map(_noted_decoder.decode, disk.last_changes(TOLD_AGAIN))
+        self._again = [one for one in noted if one.noticed_s > now_s - TOLD_AGAIN_S]
 
     def close(self) -> None:
         """Write everything, then end the thread."""
