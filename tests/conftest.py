@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bus.endpoints import RunDir, prepare
 from tests.support import short_dir
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is started here would ignore it, too, if the tests run under nohup
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # lest each of thousands of processes compile it all
+
+# How long an example takes says how busy the machine is, and nothing of what it is about.
+settings.register_profile("slow is not wrong", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow is not wrong")
 
 
 @pytest.fixture
