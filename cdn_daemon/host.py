@@ -38,7 +38,7 @@ from cdn_daemon.notify import Notifier
 from cdn_daemon.service import ASGIApp, ConfigurationError, Ended, Identity, Service
 from cdn_daemon.settings import SettingError, Settings, read_settings
 from cdn_daemon.vitals import age_s
-from cdn_daemon.web import ServiceApp, Traffic, nothing_here
+from cdn_daemon.web import ServiceApp, Traffic, is_worth_logging, nothing_here
 from cdn_daemon.wsgi import WsgiApp
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def run(service: Service) -> NoReturn:
     Ends with 0 stopped on purpose, 75 restart me, 78 configuration error, 70 a bug.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
     started_s = time.monotonic() - (age_s(os.getpid()) or 0.0)
     notifier = Notifier()
     try:

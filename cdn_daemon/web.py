@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,6 +34,27 @@ _MODE_BYTES = 1024
 _NOT_FOUND_BYTES = 4096
 _FRAMEWORKS_500 = b"Internal Server Error"
 """Starlette and others answer so, in plain text, when an application raises; then they let it rise further."""
+
+_handshake: ContextVar[_Handshake | None] = ContextVar("_handshake", default=None)
+
+
+class _Handshake:
+    """Sends for one WebSocket, and knows whether it was refused by an answer of HTTP."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.is_refused = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "websocket.http.response.start":
+            self.is_refused = True
+        await self._send(message)
+
+
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """For uvicorn's own log: it calls it an error of the application that a WebSocket was refused with an answer."""
+    handshake = _handshake.get()
+    return handshake is None or not handshake.is_refused or "completing handshake" not in record.getMessage()
 
 
 class Traffic:
@@ -205,6 +227,10 @@ class ServiceApp:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        is_websocket = scope["type"] == "websocket"
+        if is_websocket:
+            send = _Handshake(send)
+            _handshake.set(send)
         refused = None if self._takes_all else self._refusal(scope)
         if refused is not None:
             await _refuse(scope, send, refused)
@@ -214,7 +240,7 @@ class ServiceApp:
             if answer is not None:
                 await answer(self, self.subject, scope, receive, send)
                 return
-        traffic, is_websocket = self._traffic, scope["type"] == "websocket"
+        traffic = self._traffic
         traffic.in_flight += 1
         traffic.websockets += is_websocket
         try:

@@ -115,7 +115,7 @@ def test_answers_that_are_no_websocket_are_passed_on(fleet: Fleet) -> None:
 
 
 def test_errors_before_the_handshake_is_done(fleet: Fleet) -> None:
-    """The same statuses and reasons as for HTTP."""
+    """The same statuses and reasons as for HTTP; in the log none is called an error of the gateway's own."""
     fleet.bus.say(status_of("ws-gone", address=dead_address()))
     fleet.known("ws-gone")
 
@@ -129,6 +129,7 @@ def test_errors_before_the_handshake_is_done(fleet: Fleet) -> None:
                 pass
             assert refused.value.response.status_code == status
             assert b'{"error":{"status":%d' % status in refused.value.response.body
+    assert "completing handshake" not in fleet.gateway.log()
 
 
 def test_instance_that_dies_is_bad_gateway(fleet: Fleet, echo: Process) -> None:
