@@ -26,7 +26,6 @@ class Watch:
         self._log = log
         self.spared = 0
         """How often a silence over the limit was excused."""
-        self.late_ticks = 0
         self.has_suspects = False
         """Somebody is under observation, so that looking more often helps; not so if nearly all are."""
 

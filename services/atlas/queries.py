@@ -163,15 +163,13 @@ class Queries:
         )
         return self._all(found, Event)
 
-    def commands(
-        self, name: str | None, since_s: float, until_s: float, limit: int, before_s: float | None = None
-    ) -> list[CommandView]:
+    def commands(self, name: str | None, since_s: float, until_s: float, limit: int) -> list[CommandView]:
         """Commands that were asked in that time and have ended, newest first."""
         named = "name = ? AND " if name is not None else ""
         found = self._connection.execute(
             f"SELECT command FROM commands WHERE {named}asked_at_s >= ? AND asked_at_s < ? "
             "ORDER BY asked_at_s DESC LIMIT ?",
-            (*([name] if name is not None else []), since_s, until_s if before_s is None else before_s, limit),
+            (*([name] if name is not None else []), since_s, until_s, limit),
         )
         return self._all(found, CommandView)
 

@@ -125,7 +125,6 @@ class Monitor:
         self._has_warden = True
         self.supervisord_pid: int | None = None
         self._supervisord_fd = -1
-        self._supervisord_left = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept: dict[str, str] = {}
         for target in settings.targets:

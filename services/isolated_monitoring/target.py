@@ -21,8 +21,6 @@ class Kind(Enum):
     TCP = "tcp"
     UNIX = "unix"
     PIDFILE = "pidfile"
-    CHECK = "check"
-    """A dead man's switch: it is not looked at, it has to be heard."""
 
 
 @dataclass(frozen=True, kw_only=True)

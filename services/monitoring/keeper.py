@@ -81,7 +81,7 @@ class Keeper:
                 store.admit(id, labels)
             for id, end_ms in disk.chunk_ends().items():
                 if id in store.by_id:
-                    store.by_id[id].last_ms = store.by_id[id].seen_ms = end_ms
+                    store.by_id[id].last_ms = end_ms
             for seq, content in disk.journal():
                 self._replay(content)
                 self._seq = seq
@@ -243,7 +243,6 @@ class Keeper:
             self._disk.seal(chunk for one, head in heads for chunk in _chunks(one, head))
             with store.lock:  # only now: who asks has looked here before it looks at the disk
                 for one, head in heads:
-                    one.seen_ms = head.times[-1]
                     one.head = one.head.between(head.times[-1] + 1, 2**62)
         self._disk.sealed(seq)
         self._journal_bytes = 0

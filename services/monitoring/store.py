@@ -14,14 +14,13 @@ from services.monitoring.samples import Columns
 class Series:
     """One series. Its labels never change."""
 
-    __slots__ = ("dropped", "head", "id", "labels", "last_ms", "seen_ms")
+    __slots__ = ("dropped", "head", "id", "labels", "last_ms")
 
     def __init__(self, id: int, labels: Labels) -> None:
         self.id = id
         self.labels = labels
         self.head = Columns()
         self.last_ms = -(2**62)
-        self.seen_ms = 0
         self.dropped = False
         """It was forgotten; who holds it has to ask for it anew."""
 

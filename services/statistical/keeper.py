@@ -110,7 +110,6 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._disk: Disk | None = None
         self._folded_seq = 0
-        self._met: list[tuple[int, Kind, str]] = []
         self._on_disk: set[int] = set()
         self._again: list[Noted] = []
         """What an earlier process has noticed, and is to be told again."""
