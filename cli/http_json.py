@@ -32,7 +32,8 @@ def get(address: str, *path: str, query: str = "") -> dict[str, Any]:
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         raise Problem(f"cannot get {address}{where}: {error}; see cdnctl status", Exit.UNKNOWN) from error
     if answer.status != 200:
-        refusal = found.get("error") or {}
-        why = f"{refusal.get('what', 'refused')} {refusal.get('value') or ''}".strip()
+        refusal = found.get("error")
+        told = refusal if isinstance(refusal, dict) else {}
+        why = f"{told.get('what', 'refused')} {told.get('value') or ''}".strip()
         raise Problem(f"cannot get {address}{where}: {answer.status}, {why}", Exit.UNKNOWN)
     return found
