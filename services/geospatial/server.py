@@ -439,7 +439,8 @@ class Server:
         """``/ws/stream``: every crossing from now on, or from the one after a number."""
         asked = websocket.query_params
         after = asked.get("after", "")
-        waiting = self.places.watchers.join() if after == "" or (after.isdigit() and len(after) < 16) else None
+        is_number = after.isascii() and after.isdigit() and len(after) < 16
+        waiting = self.places.watchers.join() if after == "" or is_number else None
         if waiting is None:
             await websocket.close(1013)
             return

@@ -277,7 +277,7 @@ class Api:
 
     def _incidents(self, request: Request) -> Response:
         limit = request.one("limit") or "100"
-        if not limit.isdigit() or not 1 <= int(limit) <= 200:
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 3) or not 1 <= int(limit) <= 200:
             raise RefusedError(400, "cannot use limit", value=limit[:20], limit="1 to 200")
         now_s, known = time.monotonic(), self._monitor.incidents
         found = [*known.open.values(), *reversed(known.resolved)][: int(limit)]
@@ -447,7 +447,7 @@ class Api:
                     raise RefusedError(409, f"cannot resume the check: {error}", value=key) from error
             case "GET", [key, "pings"]:
                 return await self._pings(self._find(key), base_url, version)
-            case "GET", [key, "pings", number, "body"] if number.isdigit() and len(number) < 16:
+            case "GET", [key, "pings", number, "body"] if number.isascii() and number.isdigit() and len(number) < 16:
                 body = await self._durably(store.body_of(self._find(key).uuid, int(number)))
                 if body is None:
                     raise RefusedError(404, "cannot find a body of this ping", value=number)

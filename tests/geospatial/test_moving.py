@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from bus.messages import Fence
@@ -120,6 +121,8 @@ def test_fences_are_told_of(tmp_path: Path) -> None:
             assert [(one["fence"], one["crossing"]) for one in zone] == [wanted[1], wanted[3]]
         with connect(f"{url}?after={heard[1]['number']}") as later:
             assert [json.loads(later.recv(timeout=30)) for _ in range(2)] == heard[2:]
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(f"{url}?after=%C2%B2")  # a digit, and no number
         assert client.get("/crossings?fence=zone").json["crossings"] == zone
 
 

@@ -306,6 +306,13 @@ def test_a_deadline_passes(client: Client) -> None:
     until(lambda: "check beat" not in incidents(), what="it is over")
 
 
+@pytest.mark.parametrize("limit", ["0", "201", "%C2%B2", "9" * 5000, "-1", "x"])
+def test_a_limit_that_is_none(client: Client, limit: str) -> None:
+    """Is refused as such: also a digit that is no number, and a number that Python takes for too long."""
+    assert client.call("GET", f"/api/incidents?limit={limit}").error["status"] == 400
+    assert client.get("/api/incidents?limit=200").status == 200
+
+
 def test_maintenance_by_http(client: Client) -> None:
     """A window is made, shown, kept to its bounds, and ended."""
     wrong: list[dict[str, object]] = [{}, {"target": "x"}, {"target": "x", "for_s": 0}, {"target": 1, "for_s": 9}]
