@@ -87,11 +87,12 @@ class Lane:
         for attempt in range(TRIES_MAX):
             try:
                 await deliver(self.channel, alert)
-            except Undelivered as error:
+            except Exception as error:  # also a bug: the alert is kept, and would end every process that comes after
                 self.failed += 1
                 self.problem = f"{self.channel.name}: {error}"
                 if attempt == 0:
-                    log.warning("cannot deliver an alert to %s", self.problem)
+                    why = None if isinstance(error, Undelivered) else error
+                    log.warning("cannot deliver an alert to %s", self.problem, exc_info=why)
                 await asyncio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(attempt, 10)))
             else:
                 self.delivered += 1

@@ -457,8 +457,9 @@ class Monitor:
         try:
             told = json.loads(body)
             reasons = told.get("reasons") or [told.get("phase") or "it does not say why"]
-            watched.not_ready = ", ".join(map(str, reasons))[:300]
-        except (ValueError, AttributeError, TypeError):
+            # Halves of surrogate pairs are JSON, but no text that could be passed on.
+            watched.not_ready = ", ".join(map(str, reasons))[:300].encode(errors="replace").decode()
+        except (ValueError, AttributeError, TypeError, RecursionError):
             watched.not_ready = "it does not say why"
         if watched.not_ready_since_s is None:
             watched.not_ready_since_s = self.fair.now.seen_s

@@ -267,10 +267,10 @@ def _check_address(path: Path, where: str, kind: Kind, address: str) -> None:
     try:
         if kind is Kind.HTTP:
             url = urlsplit(address)
-            good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+            good = url.scheme in ("http", "https") and bool(_sought(url.hostname or "")) and (url.port or 1) > 0
         elif kind is Kind.TCP:
             host, _, port = address.rpartition(":")
-            good = bool(host) and 0 < int(port) < 65536
+            good = bool(_sought(host)) and 0 < int(port) < 65536
         else:
             good = address.startswith("/")
     except ValueError:
@@ -278,6 +278,11 @@ def _check_address(path: Path, where: str, kind: Kind, address: str) -> None:
     if not good or any(character.isspace() or ord(character) < 32 for character in address):
         form = {Kind.HTTP: "http://HOST[:PORT]/PATH", Kind.TCP: "HOST:PORT"}.get(kind, "an absolute path")
         raise SettingError(f"cannot use {path}: {kind.value} = {address!r} of {where} must be {form}")
+
+
+def _sought(host: str) -> bytes:
+    """How a name server is asked for it. Raises ValueError: asyncio would too, and not as an OSError."""
+    return host.encode("idna")
 
 
 def _channels(path: Path, content: Mapping[str, Any]) -> tuple[Channel, ...]:

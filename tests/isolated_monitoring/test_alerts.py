@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from services.isolated_monitoring import alerts
+from services.isolated_monitoring.monitor import Monitor
 from services.isolated_monitoring.settings import Channel
+from services.isolated_monitoring.suspicion import FairClock
+from services.isolated_monitoring.target import Kind, Target
+from services.isolated_monitoring.watched import Watched
 
 
 @pytest.mark.parametrize("how", ["file", "command"])
@@ -52,3 +56,47 @@ def test_cancelled_as_a_delivery_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         assert lane.delivered + lane.failed <= 1
 
     asyncio.run(run())
+
+
+def test_what_nobody_foresaw_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alert is kept: an exception that ended the monitor would end each that came after it."""
+    monkeypatch.setattr(alerts, "BACKOFF_S", 0.001)
+    append, faults = alerts.append, [UnicodeError("no such name"), RuntimeError("a bug")]
+
+    def appending(path: Path, line: bytes, alert_id: str) -> None:
+        if faults:
+            raise faults.pop()
+        append(path, line, alert_id)
+
+    async def run() -> None:
+        monkeypatch.setattr(alerts, "append", appending)
+        arrived = asyncio.Event()
+        lane = alerts.Lane(Channel(file=str(tmp_path / "told.jsonl")), lambda _: arrived.set())
+        task = asyncio.create_task(lane.run())
+        lane.put({"id": "a1", "title": "it is down"})
+        async with asyncio.timeout(60):
+            await arrived.wait()
+        assert (lane.failed, lane.delivered, lane.problem) == (2, 1, "")
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(run())
+    assert "it is down" in (tmp_path / "told.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"reasons": ["\\ud800 is half of a pair"]}', "? is half of a pair"),
+        (b"[" * 60_000, "it does not say why"),
+        (b'{"phase": "starting"}', "starting"),
+    ],
+)
+def test_a_services_reason_can_be_told(body: bytes, told: str) -> None:
+    """Whatever it answers."""
+    monitor = Monitor.__new__(Monitor)
+    monitor.fair = FairClock()
+    watched = Watched(Target(name="web", kind=Kind.SERVICE))
+    monitor._hear_readiness(watched, 503, body)
+    assert watched.not_ready == told
+    assert watched.not_ready.encode()
