@@ -495,11 +495,19 @@ class Api:
             raise RefusedError(400, f"cannot use the check: {error}") from error
 
     async def _keep(self, check: Check) -> Check:
-        await self._durably(store.put("check", check.uuid, check.plain()))
-        known = self._monitor.checks.get(check.uuid)
-        if known is not None and known.n_pings > check.n_pings:  # one was heard meanwhile: its word is newer
-            check = replace(check, n_pings=known.n_pings, last_ping_s=known.last_ping_s, status=known.status)
-        self._monitor.checks[check.uuid] = check
+        """Take the check in at once, as the next ping is of what it is now, and return when it is durable."""
+        known = self._monitor.checks
+        before = known.get(check.uuid)
+        known[check.uuid] = check
+        try:
+            await self._durably(store.put("check", check.uuid, check.plain()))
+        except RefusedError:
+            if known.get(check.uuid) is check:
+                if before is None:
+                    del known[check.uuid]
+                else:
+                    known[check.uuid] = before
+            raise
         return check
 
     async def _pings(self, check: Check, base_url: str, version: int) -> Response:
