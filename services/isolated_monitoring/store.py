@@ -147,7 +147,7 @@ class Store:
             database.execute("BEGIN IMMEDIATE")
             results = [job(database) for job, _ in jobs]
             database.execute("COMMIT")
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - also a bug: without this thread all others would wait for ever
             with contextlib.suppress(sqlite3.Error):  # there is no transaction, if it ended by itself
                 database.execute("ROLLBACK")
             self.problem = f"cannot write {self._path}: {error}"

@@ -75,3 +75,28 @@ def test_what_is_not_kept_has_not_changed() -> None:
     assert asyncio.run(refused(changing("after"))) == 507
     assert asyncio.run(refused(Request("POST", "/api/v3/checks", {}, dict(HEADERS), b'{"name": "new"}'))) == 507
     assert checks == before
+
+
+def test_a_job_with_a_bug_fails_by_itself(tmp_path: Path) -> None:
+    """The others are kept, and the thread lives."""
+    database = Store(tmp_path / "monitor.db")
+    database.open()
+
+    def wrong(_: Any) -> None:
+        raise TypeError("a bug")
+
+    async def run() -> list[Any]:
+        database.start(asyncio.get_running_loop())
+        async with asyncio.timeout(60):
+            jobs = (store.put("check", "a", 1), wrong, store.put("check", "b", 2))
+            return await asyncio.gather(
+                *map(database.do, jobs), database.do(store.all_of("check")), return_exceptions=True
+            )
+
+    try:
+        first, bug, second, kept = asyncio.run(run())
+    finally:
+        database.stop()
+    assert (first, second, sorted(kept)) == (None, None, [1, 2])
+    assert isinstance(bug, store.StoreError)
+    assert "a bug" in str(bug)
