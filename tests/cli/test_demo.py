@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ import psutil
 import pytest
 
 from cli import conf
-from cli.demo import changes
+from cli.demo import acts, changes
 from cli.demo.acts import FABRIC, GATEWAY, INTEL, LOOPS, REACTION
+from cli.demo.crowd import Crowd
 from cli.demo.made_up import ATTACKER, LISTED, bad_addresses, bundle, rumours
 from cli.demo.stage import staged
-from cli.exits import Exit
+from cli.exits import Exit, Problem
+from cli.progress import Progress
 from cli.rendering import Screen, columns
 from tests.cli.support import CDNCTL, cdnctl
 from tests.support import ROOT, environment, kill_tree, short_dir, until
@@ -146,6 +150,42 @@ def test_an_end_in_the_middle_leaves_nothing(home: Path, number: signal.Signals,
     assert "what each loop changed" not in (home / "told").read_text()
     (home / "told").unlink()
     nothing_is_left(home)
+
+
+def test_a_guesser_whom_nobody_notices_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """He stops until he is no longer what is usual; what is told is told of the time that he was noticed."""
+    monkeypatch.setattr(acts, "UNNOTICED_S", 0.2)
+    monkeypatch.setattr(acts, "LEARNT_AGAIN_S", 0.2)
+    paces: list[float] = []
+
+    class Story(acts.Play):
+        def _proposed(self) -> dict[str, Any] | None:
+            if not paces or paces[-1] != guessing.per_s:
+                paces.append(guessing.per_s)
+            return {"id": "1"} if len(paces) == 3 else None
+
+    with Crowd() as crowd, Progress("", lines=True) as show:
+        guessing = crowd.add("guesser", lambda _: 200, lambda: "http://127.0.0.1:9", acts.GUESSED_PER_S)
+        story = Story(None, crowd, 1)  # type: ignore[arg-type]  # nothing of the stage is needed
+        story._show = show
+        begun_s = time.monotonic()
+        reaction, began_s = story._noticed(guessing)
+        assert reaction == {"id": "1"}
+        assert paces == [acts.GUESSED_PER_S, 0, acts.GUESSED_PER_S]
+        assert began_s - begun_s > 0.4
+
+
+def test_an_act_that_cannot_go_on_is_named() -> None:
+    """Also by what nobody foresaw: a connection that is refused, an answer that is none."""
+    for error in (ConnectionRefusedError(111, "Connection refused"), http.client.BadStatusLine("?")):
+
+        def act(error: Exception = error) -> Any:
+            raise error
+
+        with Crowd() as crowd, Progress("", lines=True) as show:
+            story = acts.Play(None, crowd, 1)  # type: ignore[arg-type]  # nothing of the stage is needed
+            with pytest.raises(Problem, match=r"ATLAS is killed: cannot go on .*(refused|BadStatusLine)"):
+                story.play("atlas", "ATLAS is killed", act, show)
 
 
 def test_another_configuration(home: Path) -> None:
