@@ -171,6 +171,8 @@ def _geojson(path: Path, lines: Path) -> list[Part]:
             yield msgspec.json.format(msgspec.json.encode({**properties, "geometry": feature.geometry}), indent=-1)
 
     _write(lines, rows())
+    if not collection.features:  # a window in which there is nothing is a table, too
+        return [Part("", str(lines), ("id", "geometry"))]
     return [Part("", str(lines), (column,) if has_id else ())]
 
 

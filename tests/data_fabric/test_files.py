@@ -153,6 +153,17 @@ def test_nothing_of_a_conversion_is_left_on_disk(served: tuple[Client, Store]) -
     assert list(store.spool.iterdir()) == []
 
 
+def test_a_window_with_nothing_in_it_is_an_empty_table(client: Client) -> None:
+    """Not a file that is refused, which would leave there what was in the window before."""
+    where = {"type": "Feature", "id": "a", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {}}
+    for features in ([where], []):
+        body = json.dumps({"type": "FeatureCollection", "features": features}).encode()
+        assert client.load("window", body, "geojson", "PUT").status in (200, 201)
+        told = client.call("GET", "/tables/window/rows?format=geojson").json["features"]
+        assert [feature["id"] for feature in told] == [feature["id"] for feature in features]
+    assert client.call("POST", "/sql", {"sql": "SELECT id, geometry FROM window"}).json["rows"] == []
+
+
 def test_geojson_comes_back_as_it_was(client: Client) -> None:
     """Ids, geometries and properties; pages follow each other by a link."""
     body = json.dumps(PLACES).encode()
