@@ -45,15 +45,19 @@ def _json(text: str) -> bytes:
 
 
 def graphml(db: apsw.Connection) -> Iterator[bytes]:
-    """As networkx.read_graphml reads it: properties are attributes; what is no scalar, or of several kinds, as JSON."""
+    """As networkx.read_graphml reads it: properties are attributes; what is no scalar, or of several kinds, as JSON.
+
+    A property with the name of what is the graph's own, as STIX's labels, is property:labels or property:type there.
+    """
     yield (
         b'<?xml version="1.0" encoding="UTF-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n'
         b'<key id="n" for="node" attr.name="labels" attr.type="string"/>\n'
         b'<key id="e" for="edge" attr.name="type" attr.type="string"/>\n'
     )
     nodes, edges = _keys(db, "nodes"), _keys(db, "relationships")
-    for place, letter, keys in (("node", "n", nodes), ("edge", "e", edges)):
-        for name, (at, type) in keys.items():
+    for place, letter, keys, own in (("node", "n", nodes, "labels"), ("edge", "e", edges, "type")):
+        for property, (at, type) in keys.items():
+            name = f"property:{own}" if property == own else property
             yield _xml(f'<key id="{letter}{at}" for="{place}" attr.name={_attribute(name)} attr.type="{type}"/>\n')
     yield b'<graph edgedefault="directed">\n'
     for id, labels, properties in db.execute(NODES):

@@ -372,6 +372,20 @@ def test_export_is_what_networkx_reads(tmp_path: Path) -> None:
         assert (kept["others"]["labels"], kept["others"]["properties"]) == ([], {"labels": "red", "properties": 7})
 
 
+def test_graphml_keeps_what_a_property_is_called_like(tmp_path: Path) -> None:
+    """Labels and types are there beside properties of these names, such as STIX' labels."""
+    with serving(tmp_path) as (client, _):
+        client.nodes("a", labels=("person",))
+        client.call("POST", "/nodes", {"nodes": [{"id": "b", "labels": ["x", "y"], "properties": {"labels": ["z"]}}]})
+        properties = {"type": "mine", "labels": 1}
+        edges = [{"from": "a", "to": "b", "type": "knows", "properties": properties}]
+        assert client.call("POST", "/relationships", {"relationships": edges}).json["created"] == 1
+        read = nx.read_graphml(io.BytesIO(client.call("GET", "/export?format=graphml").body))
+        assert read.nodes["b"] == {"labels": "x:y", "property:labels": '["z"]'}
+        ((_, _, held),) = read.edges(data=True)
+        assert held.items() >= {"type": "knows", "property:type": "mine", "labels": 1}.items()
+
+
 def test_a_stix_bundle(tmp_path: Path) -> None:
     """Objects and relationships under their ids; what is none is left out and told; a sighting leads to its parts."""
     bundle = attack_bundle(0.02)
