@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.peers.__main__ import options
+from benchmarks.peers.places import NotHere, from_pypi
 from benchmarks.peers.supervisors import PEERS, TINY_BARE, WEB_BARE
 from benchmarks.peers.table import (
     Cell,
@@ -164,6 +166,20 @@ def made_in(directory: Path) -> list[str]:
     """Command lines of whatever runs on files in there, but the benchmark's own."""
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     return [line for line in lines if f"{directory}/cdn-" in line]
+
+
+def test_where_peers_are_cached_is_the_same_place_from_everywhere() -> None:
+    """Supervisors are started in directories of their own, so a relative place would not be found there."""
+    assert options(["--cache", "peers"]).cache == Path.cwd() / "peers"
+
+
+def test_what_is_installed_and_does_not_run_is_left_out(tmp_path: Path) -> None:
+    """As when its interpreter has been removed since: the others are measured all the same."""
+    place = tmp_path / "circus"
+    place.mkdir()
+    (place / "whole").touch()
+    with pytest.raises(NotHere, match="cannot run"):
+        from_pypi("circus")(tmp_path)
 
 
 def test_a_crash_is_timed_under_either() -> None:

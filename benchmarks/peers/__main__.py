@@ -163,7 +163,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true", help="as it stands in README.md")
-    return parser.parse_args(arguments)
+    told = parser.parse_args(arguments)
+    told.cache = told.cache.absolute()  # supervisors are started in directories of their own
+    return told
 
 
 def main(told: argparse.Namespace) -> int:

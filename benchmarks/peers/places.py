@@ -136,7 +136,10 @@ def _output(command: list[str]) -> str:
 
 
 def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise NotHere(f"cannot run {command[0]}: {error.strerror}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise NotHere(f"{' '.join(command[:4])} ended with {done.returncode}: {said[-1] if said else ''}")
