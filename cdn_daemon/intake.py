@@ -1,20 +1,27 @@
-"""The server's side of a connection, with what uvicorn leaves open: how large a head may be, and how slow.
+"""The server's side of a connection, with what uvicorn leaves open: how large a head may be, how slow, and how many.
 
 uvicorn on httptools gathers a head of any size, for as long as it takes, before
 the application hears of it: one header of 200 MiB took 356 MiB of memory. What
 its parser refuses, it refuses in plain text; and it closes at once, at which the
-kernel resets a client that is still sending, often before that has read why.
+kernel resets a client that is still sending, often before that has read why. It
+takes connections until there are no descriptors left: a thousand clients who say
+nothing had a service of 1024 restarted for its limit of them, or refuse everybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import resource
 import sys
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cdn_daemon.web import error_body
+
+log = logging.getLogger(__name__)
 
 HEAD_MAX_BYTES = 128 << 10
 """More than any honest client sends, cookies included."""
@@ -23,6 +30,23 @@ LINGER_S = 2.0
 """How long a refused client may take to read the refusal and close."""
 LINGER_MAX_BYTES = 16 << 20
 """What it may send meanwhile, as it may not look before it has sent all; read and thrown away."""
+CONNECTIONS_PART = 0.5
+"""Of the descriptors that this process may open: the rest is for what it opens itself, also to answer."""
+_SAID_S = 60.0
+
+
+class _Crowd:
+    """The HTTP connections of one server, who was heard longest ago first. Belongs to its loop."""
+
+    def __init__(self) -> None:
+        self.heard: dict[BoundedHttp, None] = {}
+        self._said_s = -math.inf
+
+    def say(self, now_s: float, most: int) -> None:
+        """Note now and then that there are too many."""
+        if now_s - self._said_s >= _SAID_S:
+            self._said_s = now_s
+            log.warning("over %d connections: closing who keeps us waiting longest, or else refusing more", most)
 
 
 class _Lingering:
@@ -40,22 +64,35 @@ class _Lingering:
 class BoundedHttp(HttpToolsProtocol):
     """HTTP/1.1 for clients that are not trusted: each refusal is the project's JSON, and can be read.
 
-    431 for heads without end, 408 for those that do not come, 400 for what is no HTTP.
+    431 for heads without end, 408 for those that do not come, 400 for what is no HTTP. Where there are too many
+    connections, a new one has the place of who has kept the server waiting longest: for a head, for the rest of a body,
+    or to take an answer. If all are busy it is 503.
     """
 
     head_s = 30.0
     """From connecting, or from its first byte, to the end of a request's head."""
 
     _gathered_bytes = 0
+    _has_body_to_come = False
     _patience: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
     """The client has been told; closes when it rings."""
     _discarded_bytes = 0
 
+    @staticmethod
+    def connections_max() -> int:
+        """How many connections a server may have, WebSockets included."""
+        return int(CONNECTIONS_PART * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: connected."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._crowd: _Crowd = vars(self.server_state).setdefault("crowd", _Crowd())
         self._await_head()
+        most = self.connections_max()
+        if len(self.connections) > most:
+            self._find_room(most)
+        self._crowd.heard[self] = None
 
     def data_received(self, data: bytes) -> None:
         """asyncio: feed the parser; refuse if it only gathers."""
@@ -64,14 +101,19 @@ class BoundedHttp(HttpToolsProtocol):
             if self._discarded_bytes > LINGER_MAX_BYTES:
                 self.transport.abort()
             return
+        if self._crowd.heard.pop(self, self) is None:
+            self._crowd.heard[self] = None
         self._gathered_bytes += len(data)
         super().data_received(data)
+        if self._patience is None and self._is_idle():
+            self._await_head()  # an empty line begins no request, and has stopped uvicorn's clock of idle connections
         if self._gathered_bytes > HEAD_MAX_BYTES:
             what = "cannot take a head, a trailer or a chunk's extension of this size in bytes"
             self._refuse(431, error_body(431, what, value=self._gathered_bytes, limit=HEAD_MAX_BYTES))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: closed."""
+        self._crowd.heard.pop(self, None)
         self._head_is_here()
         if self._lingering is not None:
             self._lingering.cancel()
@@ -99,6 +141,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """httptools: the head is whole."""
         self._gathered_bytes = 0
+        self._has_body_to_come = True
         self._head_is_here()
         earlier = self.cycle
         super().on_headers_complete()
@@ -113,6 +156,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """httptools: the request is whole."""
         self._gathered_bytes = 0
+        self._has_body_to_come = False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -123,6 +167,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """uvicorn: the connection becomes a WebSocket, and is left open without a word if its head is refused there."""
+        self._crowd.heard.pop(self, None)
         super().handle_websocket_upgrade()
         connection = getattr(self.transport.get_protocol(), "conn", None)
         error = getattr(connection, "handshake_exc", None)
@@ -157,6 +202,29 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             what = "cannot wait longer for the head of a request"
             self._refuse(408, error_body(408, what, limit=f"{self.head_s:g} s"))
+
+    def _find_room(self, most: int) -> None:
+        """For this connection, which is one too many."""
+        self._crowd.say(self.loop.time(), most)
+        waiting = next((each for each in self._crowd.heard if each._waits_for_client()), None)
+        if waiting is None:
+            what = "cannot take more connections: all are busy"
+            self._refuse(503, error_body(503, what, limit=most, next="try again later"))
+        else:
+            del self._crowd.heard[waiting]
+            waiting.transport.abort()  # what it does not take would keep it open
+
+    def _waits_for_client(self) -> bool:
+        """Whether the next word is the client's: a head, more of a body, or that it takes what it is sent."""
+        if self._lingering is not None or self.flow.write_paused or not self._is_answering():
+            return True
+        cycle, is_read = self.cycle, not self.flow.read_paused
+        return self._has_body_to_come and is_read and not cycle.body and not cycle.waiting_for_100_continue
+
+    def _is_idle(self) -> bool:
+        """Whether nothing of a request is here, and none is being answered; not so for a WebSocket."""
+        is_between = not self._has_body_to_come and not self._is_answering()
+        return is_between and self._lingering is None and self in self._crowd.heard
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

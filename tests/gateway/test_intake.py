@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -140,16 +142,48 @@ class Hasty(BoundedHttp):
     head_s = 0.3
 
 
-@pytest.fixture
-def hasty_port() -> Iterator[int]:
-    """A server on Hasty that answers 204 to everything."""
+class Narrow(BoundedHttp):
+    """Has room for three."""
 
-    async def app(scope: object, receive: object, send: object) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})  # type: ignore[operator]
-        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+    @staticmethod
+    def connections_max() -> int:
+        return 3
 
+
+BEGUN = threading.Semaphore(0)
+"""Released for each request that keeps the server busy, once it has it."""
+
+
+async def answer_by_path(scope: Any, receive: Any, send: Any) -> None:
+    """204; once its body is there; after half a minute; or more than its client takes."""
+    body = b""
+    match scope["path"]:
+        case "/body":
+            while (await receive()).get("more_body"):
+                continue
+        case "/busy":
+            BEGUN.release()
+            await asyncio.sleep(30)
+        case "/much":
+            body = b"x" * (64 << 20)
+    headers = [(b"content-length", b"%d" % len(body))] if body else []
+    await send({"type": "http.response.start", "status": 200 if body else 204, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def served_by(protocol: type[BoundedHttp]) -> Iterator[int]:
+    """The port of a server on it."""
     port = free_port()
-    config = uvicorn.Config(app, port=port, http=Hasty, lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        answer_by_path,
+        port=port,
+        http=protocol,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
@@ -157,6 +191,20 @@ def hasty_port() -> Iterator[int]:
     yield port
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def hasty_port() -> Iterator[int]:
+    """Of a server with little patience."""
+    with served_by(Hasty) as port:
+        yield port
+
+
+@pytest.fixture
+def narrow_port() -> Iterator[int]:
+    """Of a server with little room."""
+    with served_by(Narrow) as port:
+        yield port
 
 
 def test_head_that_does_not_come(hasty_port: int) -> None:
@@ -172,3 +220,71 @@ def test_head_that_does_not_come(hasty_port: int) -> None:
             client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.answer().status == 204
             threading.Event().wait(0.4)
+
+
+def test_an_empty_line_does_not_stop_the_clock(hasty_port: int) -> None:
+    """Behind an answer it begins no request, and the connection is not idle for ever."""
+    with Client(hasty_port) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.answer().status == 204
+        client.send(b"\r\n")
+        assert client.answer().status == 408
+        assert client.rest() == b""
+
+
+WAITING = {
+    "nothing": b"",
+    "part of a head": b"GET / HTTP/1.1\r\nHo",
+    "an answered request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "part of a body": b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1",
+    "a request whose answer it does not take": b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+BUSY = b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextmanager
+def busy_connections(port: int, many: int) -> Iterator[list[Client]]:
+    """So many whose requests are being answered."""
+    clients = [Client(port) for _ in range(many)]
+    try:
+        for client in clients:
+            client.send(BUSY)
+        for _ in clients:
+            assert BEGUN.acquire(timeout=30)
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("said", WAITING.values(), ids=WAITING.keys())
+def test_who_keeps_it_waiting_makes_room(narrow_port: int, said: bytes) -> None:
+    """Not those whose requests are being answered, though they have been there for longer."""
+    with busy_connections(narrow_port, 2) as busy, Client(narrow_port) as waiting:
+        waiting.send(said)
+        until(lambda: is_served(narrow_port))
+        with suppress(ConnectionError):
+            waiting.rest()  # until it is closed
+        for client in busy:
+            client.socket.settimeout(0.2)
+            with pytest.raises(TimeoutError):  # neither answered nor closed
+                client.socket.recv(1)
+
+
+def is_served(port: int) -> bool:
+    """Whether one more is."""
+    with Client(port) as client:
+        client.send(GET)
+        return client.answer().status == 204
+
+
+def test_where_all_are_busy_one_more_is_told(narrow_port: int) -> None:
+    """503 with the limit; and there is room again once one of them has gone."""
+    with busy_connections(narrow_port, 3) as busy:
+        with Client(narrow_port) as client:
+            client.send(GET)
+            answer = client.answer()
+        assert (answer.status, answer.error["limit"]) == (503, 3)
+        busy[0].close()
+        until(lambda: is_served(narrow_port))

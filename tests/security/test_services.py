@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -105,6 +106,18 @@ def crooked(door: Door) -> None:
             assert door.ask(method, path)[0] < 500, (method, path)
     for content in (b"\0" * 100 + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
         assert door.raw(content) in (0, 400, 505)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_many_connections_cost_the_others_nothing(name: str, run_path: Path) -> None:
+    """More than it may open files, and none of them says a word: who asks is answered, and it is not short of any."""
+    with ServiceProcess(run_path, "-m", f"services.{name}", CDN_RLIMIT_NOFILE="256") as service, ExitStack() as held:
+        door = Door(service.url())
+        for _ in range(300):
+            held.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=60))
+        for _ in range(20):
+            assert door.ask("GET", "/livez")[0] == 200
+        assert "over the hard limit" not in service.log()
 
 
 @pytest.mark.parametrize("name", SERVICES)
