@@ -95,6 +95,28 @@ def default_run_dir(environ: Mapping[str, str] = os.environ) -> RunDir:
     return RunDir(Path("run").absolute())
 
 
+def _not_ours(link: os.stat_result, status: os.stat_result) -> str:
+    """Why what is there cannot be made private; empty if it can. ``link`` is of the path itself, if that is a link."""
+    own = os.geteuid()
+    if status.st_uid != own:
+        return f"it belongs to uid {status.st_uid}, this is uid {own}"
+    if link.st_uid not in (own, 0):
+        return f"it is a link of uid {link.st_uid}, who may have it lead anywhere"
+    return ""
+
+
+def _refuse_others_files(path: Path) -> None:
+    """Where everybody may write, as in /tmp, what is there may be anybody's, and others need the place.
+
+    A volume or tmpfs that is mounted anew is everybody's, too, and empty.
+    """
+    if os.listdir(path):
+        raise RunDirError(
+            f"cannot use run directory {path}: everybody may write to it, and it is not empty; "
+            f"set CDN_RUN_DIR to a directory of your own"
+        )
+
+
 def prepare(run_dir: RunDir) -> RunDir:
     """Make the run directory if there is none, and see that it is private, writable and short enough.
 
@@ -110,14 +132,16 @@ def prepare(run_dir: RunDir) -> RunDir:
         )
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid != os.geteuid():
-            raise RunDirError(
-                f"cannot use run directory {path}: it belongs to uid {status.st_uid}, this is uid {os.geteuid()}; "
-                f"set CDN_RUN_DIR to a directory of your own"
-            )
+        link, status = path.lstat(), path.stat()
+        if problem := _not_ours(link, status):
+            raise RunDirError(f"cannot use run directory {path}: {problem}; set CDN_RUN_DIR to a directory of your own")
+        was_everybodys = status.st_mode & stat.S_IWOTH
+        if was_everybodys:
+            _refuse_others_files(path)
         if stat.S_IMODE(status.st_mode) != 0o700:
             path.chmod(0o700)
+        if was_everybodys:
+            _refuse_others_files(path)  # which may have come just before
         for name in ("locks", "state"):
             (path / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

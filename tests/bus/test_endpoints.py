@@ -57,6 +57,32 @@ def test_somebody_elses(tmp_path: Path) -> None:
         prepare(RunDir(tmp_path))
 
 
+def test_where_everybody_writes(tmp_path: Path) -> None:
+    """Such as /tmp: it stays as it is, as others need it and might have put anything there. An empty volume is ours."""
+    tmp_path.chmod(0o1777)
+    (tmp_path / "state").touch()
+    with pytest.raises(RunDirError, match="everybody may write to it, and it is not empty; set CDN_RUN_DIR"):
+        prepare(RunDir(tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+    (tmp_path / "state").unlink()
+    prepare(RunDir(tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a link away")
+def test_a_link_of_somebody_elses(tmp_path: Path) -> None:
+    """It would have us close any directory of our own to others; a link of our own is followed."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.mkdir(mode=0o755)
+    link.symlink_to(target)
+    os.lchown(link, 1234, -1)
+    with pytest.raises(RunDirError, match="it is a link of uid 1234"):
+        prepare(RunDir(link))
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    os.lchown(link, 0, -1)
+    assert prepare(RunDir(link)).path == link
+
+
 def test_host_name_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the host is called, topics can hold it."""
     monkeypatch.setattr("socket.gethostname", lambda: "-we/ird häst.example")
