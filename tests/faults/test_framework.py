@@ -22,7 +22,18 @@ from msgspec.structs import replace
 
 from bus.codec import encode
 from bus.ids import new_id
-from bus.messages import DaemonStatus, Hello, OrderOutcome, OrderRequest, OutcomeKind, Restart, Verb
+from bus.messages import (
+    DaemonStatus,
+    Hello,
+    OodaMode,
+    OrderOutcome,
+    OrderRequest,
+    OutcomeKind,
+    ReportStatus,
+    Restart,
+    SetLoopMode,
+    Verb,
+)
 from bus.operators import OperatorLink
 from bus.postmortems import read
 from bus.publisher import Publisher
@@ -350,6 +361,13 @@ def test_command_twice_and_for_an_older_incarnation(run_path: Path) -> None:
         outdated = atlas.outcome(atlas.send(Restart(), target="web", incarnation=1))
         assert (outdated.kind, outdated.reason) == (OutcomeKind.REJECTED, "web is #2, the command is for #1")
         assert atlas.outcome(atlas.send(Restart(), target="web", incarnation=1, id_=outdated.id), count=2) == outdated
+        off = atlas.send(SetLoopMode(mode=OodaMode.OFF), target="web")
+        done = atlas.outcome(off)
+        atlas.outcome(atlas.send(SetLoopMode(mode=OodaMode.ON), target="web"))
+        assert atlas.outcome(atlas.send(SetLoopMode(mode=OodaMode.OFF), target="web", id_=off), count=2) == done
+        status = atlas.outcome(atlas.send(ReportStatus(), target="web")).status
+        assert status is not None
+        assert status.ooda_mode is OodaMode.ON
         second = supervisord.pid("web")
         restart = atlas.send(Restart(), target="web", incarnation=2)
         until(lambda: atlas.row("web", "RUNNING").pid not in (None, second))

@@ -25,13 +25,14 @@ OVERLOADED_S = float(os.environ.get("CDN_FAULT_SECONDS", "10"))
 
 
 def test_overload(run_path: Path) -> None:
-    """8 × cores of busy processes: nobody is killed, ATLAS included."""
-    with Fleet(run_path, {"web": faulty(), "other": faulty()}) as fleet:
-        victims = [fleet.serving(name) for name in ("web", "other")]
+    """8 × cores of busy processes: nobody is killed, ATLAS included, nor who is nice and hardly runs at all."""
+    with Fleet(run_path, {"web": faulty(), "other": faulty(), "nice": faulty(CDN_NICE="19")}) as fleet:
+        victims = [fleet.serving(name) for name in ("web", "other", "nice")]
         atlas = fleet.supervisord.pid("atlas")
         since_s = time.monotonic()
         with injections.overload(times_cores=8):
             until(lambda: time.monotonic() - since_s > OVERLOADED_S, within_s=10 * OVERLOADED_S, every_s=0.5)
+            until(lambda: "'nice' silent for" in fleet.supervisord.log(), within_s=60.0, what="it has starved")
         fleet.assert_undisturbed(*victims)
         assert fleet.supervisord.pid("atlas") == atlas
         assert fleet.post_mortems("atlas") == []

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,12 @@ def test_crash(run_path: Path) -> None:
         assert (end.pid, end.end, end.wait_status) == (victim.pid, "killed by SIGKILL", signal.SIGKILL)
         assert (end.verdict, end.ordered_by) == ("", "")
         until(lambda: len(fleet.events("web", "restart")) == 1, what="its restart is in history, once")
+
+
+def logged(fleet: Fleet, text: str) -> list[float]:
+    """When supervisord wrote lines with that text."""
+    lines = [line for line in fleet.supervisord.log().splitlines() if text in line]
+    return [datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp() for line in lines]
 
 
 def test_frozen(run_path: Path) -> None:
@@ -271,6 +278,10 @@ def test_crash_loop(run_path: Path) -> None:
     with Fleet(run_path, seen_by_atlas(programs)) as fleet:
         for name in programs:
             assert_given_up(fleet, name, "5 starts in 60 s, last: exit 3")
+            begun, ended = logged(fleet, f"spawned: '{name}'"), logged(fleet, f"exited: {name} ")
+            waits_s = [start_s - end_s for end_s, start_s in zip(ended, begun[1:], strict=False)]
+            for wait_s, least_s in zip(waits_s, (0.0, 0.4, 0.8, 1.6), strict=True):  # doubled, less a fifth
+                assert wait_s >= least_s - 0.01
         assert all(end.ready_after_s is not None for end in fleet.ends("late"))
 
 

@@ -286,6 +286,7 @@ if path: time.time = stepped
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("step_s", [3600, -3600])
 def test_a_stepped_wall_clock_kills_nobody(run_dir: Path, atlas: FakeAtlas, step_s: int) -> None:
     """Neither who beats, nor who drains, whom stock would kill; and a wait is no longer or shorter for it."""
