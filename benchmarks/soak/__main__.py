@@ -247,7 +247,8 @@ def main() -> int:
     path = told.replay
     if path is None:
         path = told.history or Path(tempfile.mkdtemp(prefix="cdn-soak-")) / f"seed-{told.seed}.jsonl"
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell's background job would ignore it
+            signal.signal(number, signal.default_int_handler)
         try:
             soak(told.seed, told.minutes, told.services, path)
         except KeyboardInterrupt:

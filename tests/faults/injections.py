@@ -187,7 +187,7 @@ def overload(times_cores: int = 8) -> Iterator[int]:
     hogs: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(times_cores * (os.cpu_count() or 2)):
-            hogs.append(subprocess.Popen([sys.executable, "-S", "-E", "-c", HOG]))
+            hogs.append(subprocess.Popen([sys.executable, "-S", "-E", "-c", HOG], stderr=subprocess.DEVNULL))
         yield len(hogs)
     finally:
         for hog in hogs:
