@@ -108,7 +108,7 @@ def allowance(story: Story, outage: Outage) -> dict[str, float]:
     orders = [span for span in story.orders(name, "restart", "stop", "start") if span.overlap_s(from_s - 1.0, to_s) > 0]
     replaced = any(span.overlap_s(from_s - 1.0, to_s) > 0 for span in story.unsupervised)
     return {
-        "noticing": slowness * sum(fault.notice_s for fault in faults),
+        "noticing": sum(story.stretched_s(fault.at_s, fault.notice_s) for fault in faults),
         "a fault that goes on": sum(fault.lasts_s for fault in faults),
         "backoff": sum(story.backoff_s(life) for life in ends),
         "starting": sum(starts) or SLACK * story.bare_s(from_s, to_s),
@@ -132,16 +132,18 @@ def noticed(history: Sequence[Event], story: Story) -> Iterator[Violation]:
                     continue
                 ended_s = life.ended_s if life.ended_s is not None else story.over_s
                 lasted_s = ended_s - fault.at_s
-                slowness = story.slowness(fault.at_s, ended_s)
+                noticing_s = story.stretched_s(fault.at_s, fault.notice_s + story.began.drain_s)
                 allowed_s = (
-                    slowness * (fault.notice_s + story.began.drain_s)
-                    + SLACK * story.bare_s(fault.at_s, ended_s)
+                    noticing_s
+                    + SLACK * story.bare_s(fault.at_s, fault.at_s + noticing_s)
                     + story.overlap_s(story.unsupervised, fault.at_s, ended_s)
                     + story.overlap_s(story.overloads, fault.at_s, ended_s + 2.0)
                     + story.late_s(fault.at_s, ended_s)
                 )
-                if any(span.overlap_s(fault.at_s - 1.0, ended_s) > 0 for span in story.unsupervised):
-                    allowed_s += ORPHAN_GRACE_S + story.start_s(life.name, fault.at_s, ended_s)
+                due_s = min(ended_s, fault.at_s + noticing_s)
+                if any(span.overlap_s(fault.at_s - 1.0, due_s) > 0 for span in story.unsupervised):
+                    due_s = min(ended_s, due_s + ORPHAN_GRACE_S)
+                    allowed_s += ORPHAN_GRACE_S + story.start_s(life.name, fault.at_s, due_s)
                 if lasted_s > allowed_s and fault.at_s + allowed_s < story.ending_s:
                     text = f"{fault.fault} of pid {life.pid} ended it after {lasted_s:.1f} s; allowed: {allowed_s:.1f}"
                     if life.ended_s is None:
@@ -278,9 +280,8 @@ def whole_tree_ends(history: Sequence[Event], story: Story) -> Iterator[Violatio
         if main is None or main.ended_s is None or story.was_killed(main.supervisor, main.ended_s + REAPED_S + SWEPT_S):
             continue
         ended_s = child.ended_s if child.ended_s is not None else story.over_s
-        allowed_s = SWEPT_S * story.slowness(main.ended_s, ended_s) + story.overlap_s(
-            story.unsupervised, main.ended_s, ended_s
-        )
+        allowed_s = story.stretched_s(main.ended_s, SWEPT_S)
+        allowed_s += story.overlap_s(story.unsupervised, main.ended_s, ended_s)
         allowed_s += story.overlap_s(story.overloads, main.ended_s, ended_s)
         if ended_s - main.ended_s > allowed_s:
             text = f"pid {child.pid}, of pid {main.pid}, lived {ended_s - main.ended_s:.1f} s longer than that"

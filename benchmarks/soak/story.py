@@ -32,6 +32,8 @@ SLACK = 4.0
 """A start may take so many times as long as bare starts beside it: the worst was hardly among those."""
 LEAST_BARE_S = 0.1
 """A bare start counts as that long at least: below it, it is the scheduler that is measured."""
+STEP_S = 0.5
+"""How finely it is told when things were slow."""
 SUPERVISORD, ATLAS = "supervisord", "atlas"
 
 
@@ -97,6 +99,7 @@ class Story:
         """Its start takes so many times as much as a service's."""
         self.outages: list[Outage] = []
         self._starting: list[Life] = []
+        self._slowness: dict[int, float] = {}
         self._gather(history)
         self._match()
         self.unsupervised = list(self._without_supervisord())
@@ -186,6 +189,22 @@ class Story:
     def slowness(self, from_s: float, to_s: float) -> float:
         """How many times as long things took as they would have with a processor to themselves."""
         return max(1.0, self.bare_s(from_s, to_s) / self.bare_cpu_s)
+
+    def stretched_s(self, from_s: float, seconds: float) -> float:
+        """How long what takes so many seconds with a processor to itself may take, begun then.
+
+        Twice as long as by how slow things were at each moment of it; what was slow after that excuses nothing.
+        """
+        at_s, left_s = from_s, 2.0 * seconds
+        while left_s > 0.0:
+            left_s -= STEP_S / self._slowness_about(int(at_s / STEP_S))
+            at_s += STEP_S
+        return at_s - from_s
+
+    def _slowness_about(self, step: int) -> float:
+        if step not in self._slowness:
+            self._slowness[step] = self.slowness(step * STEP_S, (step + 1) * STEP_S)
+        return self._slowness[step]
 
     def start_s(self, name: str, from_s: float, to_s: float) -> float:
         """How long a start may take in that time: others that are starting then share the processors."""

@@ -442,3 +442,20 @@ def replay(path: Path) -> subprocess.CompletedProcess[str]:
     """Run it."""
     command = [sys.executable, "-m", "benchmarks.soak", "--replay", str(path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("fault", "promise"), [("frozen", "what hangs is replaced"), ("storm", "nothing is left")])
+def test_what_was_slow_long_after_excuses_nothing(fault: str, promise: str) -> None:
+    """A hang that nobody sees, and a child that stays, are found though starts took long in an overload later on."""
+    hang = [hurt(20.0, "frozen", 10, notice_s=0.5)]
+    child = Appeared(at_s=12.0, name="web", pid=99, ticks=99, mark="1/web/1", child=True)
+    left = [child, *crashed(20.0, 10)]
+    slow = [Bare(at_s=at_s, took_s=12.0, cpu_s=0.2) for at_s in (100.0, 120.0)]
+    quick = [Bare(at_s=float(at_s), took_s=0.2, cpu_s=0.2) for at_s in range(10, 100, 4)]
+    history = [*begins(10.0, 10), *quick, *(hang if fault == "frozen" else left)]
+    assert promise in broken(*history)
+    assert promise in broken(*history, *slow)
+    always = [Bare(at_s=float(at_s), took_s=8.0, cpu_s=0.2) for at_s in range(10, 200, 8)]
+    early = [Vanished(at_s=80.0, name="web", pid=10 if fault == "frozen" else 99)]
+    assert promise in broken(*history, *early)
+    assert promise not in broken(*(each for each in history if each not in quick), *always, *early)
