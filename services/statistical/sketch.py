@@ -302,7 +302,7 @@ class Sketch:
             raise ValueError("a weight is negative or not finite")
         if self.exact is not None and (any(bins) or len(self.exact) > EXACT):
             raise ValueError(f"exact values are at most {EXACT}, and without bins")
-        held = math.fsum(bins) + (len(self.exact) if self.exact is not None else 0)
+        held = sum(bins) + (len(self.exact) if self.exact is not None else 0)  # fsum raises where this is infinite
         if not math.isclose(held, self.count, rel_tol=1e-6, abs_tol=1e-6):
             raise ValueError(f"the weights add up to {held:g}, not to the count of {self.count:g}")
         if self.count and not -LARGEST <= self.low <= self.high <= LARGEST:

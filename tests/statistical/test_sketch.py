@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import msgspec
@@ -109,6 +110,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "negative weight": {"positive": b"\x00" * 7 + b"\xbf"},
     "not finite": {"total": math.inf},
     "another count": {"count": 7.0},
+    "more than a double holds": {"positive": struct.pack("2d", 1.7e308, 1.7e308)},
     "no such level": {"level": LEVELS + 1},
     "far away": {"positive_low": 2**60},
     "no range": {"low": None},
