@@ -2,7 +2,9 @@
 
 They are known by ``CDN_LIFE`` and ``CDN_RUN_DIR`` in their environment, and by
 having lost their parent. Those that hold the lock of their instance (claim.py)
-are passed over: their successor replaces them by itself, or stands by.
+are not told to end here: their successor replaces them by itself, or stands by.
+What one of them has started goes when it has ended, as bailiff.py has it for the
+living: it may hold the lock or the port that the successor needs.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 from bus.endpoints import RunDir
 from cdn_daemon.warden import procfs
+
+SWEEP_S = 5.0
+"""How long after an end its leftovers are looked for; as bailiff.py."""
 
 
 class Stop(Struct, frozen=True):
@@ -43,21 +48,52 @@ class Orphans:
     """Found once, when supervisord begins; create it after daemonising, close it before supervisord reloads."""
 
     def __init__(self, run_dir: Path, log: Callable[[str], None]) -> None:
+        self._run_dir = run_dir
         self._log = log
         self._left: dict[str, list[_Orphan]] = {}
-        for pid in procfs.everyone():
-            name = _program_of(pid, run_dir)
-            if name and not _has_claimed(run_dir, name, pid):
-                try:
+        self._leaders: dict[str, list[int]] = {}
+        """By the CDN_LIFE of an earlier supervisord: pidfds of the processes that it has started itself."""
+        self._sweeping: dict[str, float] = {}
+        """CDN_LIFE of those that have ended → until when their leftovers are looked for."""
+        for pid, life in _of_earlier(run_dir):
+            leaders = self._leaders.setdefault(life, [])
+            if not _is_leader(pid):
+                continue
+            name = _program_of(life)
+            try:
+                leaders.append(os.pidfd_open(pid))
+                if str(procfs.parent(pid)) != life.partition("/")[0] and not _has_claimed(run_dir, name, pid):
                     self._left.setdefault(name, []).append(_Orphan(pid, os.pidfd_open(pid)))
-                except ProcessLookupError:
-                    continue
+            except ProcessLookupError:
+                continue
 
     def close(self) -> None:
         """Let go of what is left."""
         for orphan in [orphan for orphans in self._left.values() for orphan in orphans]:
             os.close(orphan.pidfd)
         self._left.clear()
+        for pidfd in [pidfd for leaders in self._leaders.values() for pidfd in leaders]:
+            os.close(pidfd)
+        self._leaders.clear()
+
+    def sweep(self, programs: Container[str], now_s: float) -> int:
+        """Kill what processes of these programs have left that have ended meanwhile; how many. For once a second."""
+        for life, leaders in list(self._leaders.items()):
+            for pidfd in [pidfd for pidfd in leaders if _has_ended(pidfd)]:
+                leaders.remove(pidfd)
+                os.close(pidfd)
+            if not leaders:
+                del self._leaders[life]
+                if _program_of(life) in programs:
+                    self._sweeping[life] = now_s + SWEEP_S
+        swept = 0
+        for pid, life in _of_earlier(self._run_dir) if self._sweeping else ():
+            if life in self._sweeping:
+                swept += 1
+                self._log(f"killing pid {pid}, left by an orphan of '{_program_of(life)}' that has ended")
+                _kill(pid)
+        self._sweeping = {life: until_s for life, until_s in self._sweeping.items() if now_s < until_s}
+        return swept
 
     def __contains__(self, name: str) -> bool:
         """Whether there may be one of that program."""
@@ -87,20 +123,29 @@ class Orphans:
             _send(orphan, signal.SIGKILL, how.whole_group or how.kill_whole_group)
 
 
-def _program_of(pid: int, run_dir: Path) -> str:
-    """The program whose process it is, if it is an orphan of this run directory; else empty.
+def _of_earlier(run_dir: Path) -> Iterator[tuple[int, str]]:
+    """(pid, CDN_LIFE) of what earlier supervisords of this run directory have started, and of what that has started.
 
-    supervisord makes each process the leader of a group in its own session, which tells it from its descendants.
+    But for whom this supervisord itself descends from: somebody may have started it there.
     """
+    own = {os.getpid(), *procfs.ancestors(os.getpid())}
+    for pid in procfs.everyone():
+        life = procfs.environment(pid, "CDN_LIFE") if pid not in own else ""
+        supervisord, _, rest = life.partition("/")
+        if rest and supervisord != str(os.getpid()) and procfs.environment(pid, "CDN_RUN_DIR") == str(run_dir):
+            yield pid, life
+
+
+def _program_of(life: str) -> str:
+    return life.partition("/")[2].rpartition("/")[0]
+
+
+def _is_leader(pid: int) -> bool:
+    """supervisord makes each process the leader of a group in its own session, which tells it from its descendants."""
     try:
-        if os.getpgid(pid) != pid or os.getsid(pid) == pid:
-            return ""
+        return os.getpgid(pid) == pid and os.getsid(pid) != pid
     except (ProcessLookupError, PermissionError):
-        return ""
-    supervisord, _, rest = procfs.environment(pid, "CDN_LIFE").partition("/")
-    if not rest or str(procfs.parent(pid)) == supervisord:
-        return ""
-    return rest.rpartition("/")[0] if procfs.environment(pid, "CDN_RUN_DIR") == str(run_dir) else ""
+        return False
 
 
 def _has_claimed(run_dir: Path, name: str, pid: int) -> bool:
@@ -113,6 +158,13 @@ def _has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # it has ended just now, or has become somebody else's
 
 
 def _send(orphan: _Orphan, number: int, whole_group: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from cdn_daemon.warden.judge import Sample, ThreadSample
 
@@ -22,14 +23,17 @@ def belongs_to(pid: int, root_pid: int) -> bool:
             return True
     except (ProcessLookupError, PermissionError):
         return False
+    return root_pid in ancestors(pid)
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """Its parent, that one's parent, and so on, without init."""
     for _ in range(_MAX_GENERATIONS):
         ancestor = parent(pid)
-        if ancestor == root_pid:
-            return True
         if ancestor is None or ancestor <= 1:
-            return False
+            return
+        yield ancestor
         pid = ancestor
-    return False
 
 
 def parent(pid: int) -> int | None:

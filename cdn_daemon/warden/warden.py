@@ -329,6 +329,7 @@ class Warden:
             self._reported_s = now_s
             self._mend(now_s)
             self._mend_server()
+            self._sweep_orphans(now_s)
             if self._node is None:
                 self._join_bus()
         if self._node is None:
@@ -357,6 +358,12 @@ class Warden:
         for path in reach.reopen_unix_servers(self._supervisord):
             self.boundary.counts["sockets_lost"] += 1
             self._logger.error(f"warden: {path} is gone; listening there anew")
+
+    @guarded(None)
+    def _sweep_orphans(self, now_s: float) -> None:
+        if self._restarts.orphans is not None:
+            notifying = {program.name for program in self._table.programs.values() if program.notifies}
+            self._bailiff.swept += self._restarts.orphans.sweep(notifying, now_s)
 
     def status(self) -> NodeStatus:
         """The process table as of now; counts as one of the statuses sent."""

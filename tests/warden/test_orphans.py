@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support import Supervisord, is_running, kill_tree, until
 from tests.warden.programs import FakeAtlas, python
 
@@ -79,3 +81,31 @@ def test_one_that_nobody_starts_is_left_until_somebody_does(run_dir: Path, atlas
         assert "web: started" in fleet.ctl("start", "web").stdout
         assert atlas.row("web", "RUNNING").pid != pids["web"]
         assert not is_running(pids["web"])
+
+
+@pytest.mark.faults
+def test_what_an_orphan_has_started_goes_with_it(run_dir: Path, atlas: FakeAtlas) -> None:
+    """Also if the orphan has ended before there is a supervisord again; supervisord's own ancestor is spared."""
+    child = "if not os.fork():\n    os.setsid()\n    open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+    child += "    time.sleep(1000)\ntell('READY=1')\ntime.sleep(1000)"
+    programs = {
+        name: {"command": python(run_dir, name, child, notifies=True) + f" {run_dir}/{name}", "type": "notify"}
+        for name in ("web", "gone")
+    }
+    with orphaned(run_dir, atlas, programs) as (fleet, pids):
+        left = {
+            name: int(until(lambda n=name: (run_dir / n).exists() and (run_dir / n).read_text())) for name in programs
+        }  # type: ignore[misc]
+        os.kill(pids["gone"], signal.SIGKILL)
+        fleet.env["CDN_LIFE"] = f"{pids['web']}/gone/1"  # as if somebody had started it from there
+        try:
+            with fleet:
+                for name, pid in left.items():
+                    until(lambda p=pid: not is_running(p), what=name)  # type: ignore[misc]
+                for name in programs:
+                    until(lambda n=name: atlas.row(n, "RUNNING").pid != pids[n], what=name)  # type: ignore[misc]
+                assert atlas.counts()["swept"] == 2
+                assert atlas.counts().get("errors", 0) == 0
+        finally:
+            for pid in left.values():
+                kill_tree(pid)
