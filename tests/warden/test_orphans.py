@@ -93,9 +93,10 @@ def test_what_an_orphan_has_started_goes_with_it(run_dir: Path, atlas: FakeAtlas
         for name in ("web", "gone")
     }
     with orphaned(run_dir, atlas, programs) as (fleet, pids):
-        left = {
-            name: int(until(lambda n=name: (run_dir / n).exists() and (run_dir / n).read_text())) for name in programs
-        }  # type: ignore[misc]
+        left: dict[str, int] = {}
+        for name in programs:
+            path = run_dir / name
+            left[name] = int(until(lambda p=path: p.exists() and p.read_text()))  # type: ignore[misc]
         os.kill(pids["gone"], signal.SIGKILL)
         fleet.env["CDN_LIFE"] = f"{pids['web']}/gone/1"  # as if somebody had started it from there
         try:
