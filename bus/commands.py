@@ -30,8 +30,8 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, queue: in
 class AgentLink:
     """A daemon's or warden's connection to ATLAS. Belongs to the thread that made it.
 
-    fileno is readable when something *may* have come; it is edge-triggered, so
-    after it call receive, which takes all there is.
+    fileno is readable when something *may* have come. It is edge-triggered, and sending
+    takes the edge, too: after either, call receive until it has nothing.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -54,9 +54,8 @@ class AgentLink:
     def receive(self, limit: int = 100) -> list[Command]:
         """What has come, at most ``limit``; frames that are no commands are counted and passed over."""
         commands: list[Command] = []
-        for _ in range(limit):
-            if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:  # which costs less than to fail
-                break
+        # To ask whether it is readable costs less than to fail.
+        while len(commands) < limit and int(self._socket.getsockopt(_EVENTS)) & _READABLE:
             frame = self._socket.recv(_NOW)
             try:
                 commands.append(self._decoder.decode(frame))

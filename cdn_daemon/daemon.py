@@ -25,6 +25,7 @@ from bus.codec import MAX_FRAME_BYTES, encode
 from bus.endpoints import RunDir
 from bus.messages import (
     Accepted,
+    AgentMessage,
     Command,
     DaemonStatus,
     Event,
@@ -302,7 +303,7 @@ class CDNDaemon(ServiceDaemon):
         """Of a command that was accepted before."""
         self._outcomes[outcome.id] = outcome
         if self._link is not None:
-            self._link.send(outcome)
+            self._send(outcome)
 
     def _outcome(
         self, command: Command, kind: OutcomeKind, reason: str = "", status: DaemonStatus | None = None
@@ -418,7 +419,7 @@ class CDNDaemon(ServiceDaemon):
                 if outcome is not None:
                     self._outcomes[command.id] = outcome
                 known = self._outcomes[command.id]
-            self._link.send(known)
+            self._send(known)
 
     def _say(self, most: int) -> None:
         """Publish what the service has emitted, if there is an ATLAS; else it waits for one."""
@@ -506,7 +507,6 @@ class CDNDaemon(ServiceDaemon):
             self._greets = not self._greets  # every other second will do
             if self._greets:
                 self._greet()
-                self._bus_stirred = True
         if now_s >= self._feed_s - (0.0 if turn % 2 else TICK_S):
             self._feed_watchdog(now_s)
 
@@ -592,10 +592,15 @@ class CDNDaemon(ServiceDaemon):
 
     def _greet(self) -> None:
         mine = self._identity
-        assert self._link is not None
-        self._link.send(
+        self._send(
             Hello(target=mine.instance, role="daemon", host=mine.host, incarnation=mine.incarnation, pid=mine.pid)
         )
+
+    def _send(self, message: AgentMessage) -> None:
+        """To ATLAS; then look at the bus once more, as sending may take the edge of what has just come."""
+        assert self._link is not None
+        self._link.send(message)
+        self._bus_stirred = True
 
     def _feed_watchdog(self, now_s: float) -> None:
         """Say that this process lives, and again before its silence would be noticed."""

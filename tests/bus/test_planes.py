@@ -149,6 +149,31 @@ def test_commands_go_both_ways(run_dir: RunDir, atlas: Atlas) -> None:
     link.close()
 
 
+def test_noise_does_not_hide_a_command(run_dir: RunDir, atlas: Atlas) -> None:
+    """receive has nothing only when nothing is left, however much of what came was no command."""
+    link = AgentLink(run_dir.agents)
+    until(lambda: link.send(Accepted(id="c1", incarnation=1)))
+    routing_id, _ = until(lambda: atlas.seen.agents)[0]
+    wanted = command(Restart())
+    frames = [b"noise", b"noise", encode(wanted)]
+
+    def send(broker: Broker) -> None:
+        for frame in frames:
+            broker.to_agent(routing_id, frame)
+
+    def taken_at_once() -> bool:
+        atlas.sends.append(send)
+        until(lambda: not atlas.sends)
+        time.sleep(0.1)  # for all of it to come together; where it does not, that proves nothing
+        first = link.receive(limit=1)
+        while not (first or link.receive(limit=1)):
+            pass
+        return bool(first)
+
+    until(taken_at_once)
+    link.close()
+
+
 def test_an_agent_does_not_queue_for_an_atlas_that_is_away(run_dir: RunDir) -> None:
     """send says False at once, and nothing stale comes out later."""
     link = AgentLink(run_dir.agents)
