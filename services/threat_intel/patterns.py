@@ -103,14 +103,3 @@ def _check(pattern: str) -> None:
         Pattern(pattern)
     except (ParseException, RecursionError) as error:
         raise BadPattern(f"it is no STIX pattern: {str(error) or 'nested too deeply'}") from error
-
-
-def pattern_of(kind: str, key: str) -> str:
-    """A pattern for one value, as STIX 2.1 writes it."""
-    if kind == Kind.FILE:
-        name = HASHES[len(key)]
-        path = f"file:hashes.{name if name == 'MD5' else repr(name)}"
-    else:
-        path = f"{kind}:value"
-    text = key.replace("\\", "\\\\").replace("'", "\\'")
-    return f"[{path} = '{text}']"

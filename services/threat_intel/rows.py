@@ -93,6 +93,18 @@ def query(connection: apsw.Connection, sql: str, given: Sequence[Any] = ()) -> l
     return connection.execute(sql, given).fetchall()
 
 
+def count_of(connection: apsw.Connection, feed: str) -> int:
+    """How much the feed lists."""
+    count: int = connection.execute("SELECT count(*) FROM listings WHERE feed = ?", (feed,)).get
+    return count
+
+
+def objects_in(connection: apsw.Connection) -> int:
+    """How many versions of STIX objects there are."""
+    count: int = connection.execute("SELECT count(*) FROM objects").get
+    return count
+
+
 def time_text(us: int) -> str:
     seconds, rest = divmod(us, 1_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:06d}Z"

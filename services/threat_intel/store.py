@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from services.threat_intel.stix import BadObject, StixObject, read_object, secon
 from services.threat_intel.values import Value, bounds
 from services.writer import Writer
 
+EXPIRED_AT_ONCE = 10_000
 INBOX = "inbox"
 """The feed that is there from the beginning, for what TAXII clients add."""
 
@@ -108,6 +110,18 @@ class _Written(NamedTuple):
     loaded: Loaded
     listed: dict[str, Listings | None]
     changes: dict[str, Any]
+    listings: int
+    """Of the feed."""
+    objects: int | None = None
+    """Of all feeds, where that may have changed."""
+
+
+class _Ended(NamedTuple):
+    """What a feed lists no more."""
+
+    listed: dict[str, Listings | None]
+    listings: int
+    """That are left."""
 
 
 class Store:
@@ -220,7 +234,7 @@ class Store:
         for name, feed in feeds.items():
             for key, listings in sql.listed_in(connection, name, networks_only=feed.is_cold):
                 hot[key] = (*hot[key], *listings) if key in hot else listings
-            self._count(connection, name)
+            self.counts[name] = sql.count_of(connection, name)
         allowed = frozenset(key for (key,) in sql.query(connection, "SELECT key FROM allowed"))
         self.index = Index(
             feeds=feeds,
@@ -234,14 +248,11 @@ class Store:
             allowed_networks=sql.allowed_networks_in(connection),
         )
         self._added_us = connection.execute("SELECT max(added_us) FROM objects").get or 0
-        self.objects = connection.execute("SELECT count(*) FROM objects").get
+        self.objects = sql.objects_in(connection)
         self.verdicts = {
             (feed, key): Judged(feed, key, bool(is_true), at_s)
             for feed, key, is_true, at_s in sql.query(connection, "SELECT feed, key, is_true, at_s FROM verdicts")
         }
-
-    def _count(self, connection: apsw.Connection, feed: str) -> None:
-        self.counts[feed] = connection.execute("SELECT count(*) FROM listings WHERE feed = ?", (feed,)).get
 
     def confirm(self, key: str) -> Listings:
         """The listings of a key in the feeds that are cold."""
@@ -372,7 +383,8 @@ class Store:
                     shared[first_s] = (Listing(feed.name, first_s, now_s),)
                 listed[key] = shared[first_s]
             loaded = Loaded(accepted=len(wanted), indexed=len(wanted), removed=len(gone))
-            return _Written(kept, loaded, listed, self._changes(connection, kept, listed))
+            count = sql.count_of(connection, feed.name)
+            return _Written(kept, loaded, listed, self._changes(connection, kept, listed), count)
 
         return self._apply(write)
 
@@ -399,8 +411,8 @@ class Store:
             listed: dict[str, Listings | None] = {}
             for key in touched:
                 listed[key] = next((listings for _, listings in sql.listed_in(connection, feed.name, key=key)), None)
-            self.objects = connection.execute("SELECT count(*) FROM objects").get
-            return _Written(kept, loaded, listed, self._changes(connection, kept, listed))
+            counts = sql.count_of(connection, feed.name), sql.objects_in(connection)
+            return _Written(kept, loaded, listed, self._changes(connection, kept, listed), *counts)
 
         return self._apply(write)
 
@@ -480,9 +492,9 @@ class Store:
                 key: next((listings for _, listings in sql.listed_in(connection, feed.name, key=key)), None)
                 for key in touched
             }
-            self.objects = connection.execute("SELECT count(*) FROM objects").get
             kept = self._as_tuned(feed)
-            return _Written(kept, Loaded(), listed, self._changes(connection, kept, listed))
+            counts = sql.count_of(connection, feed.name), sql.objects_in(connection)
+            return _Written(kept, Loaded(), listed, self._changes(connection, kept, listed), *counts)
 
         self._apply(write)
 
@@ -490,15 +502,16 @@ class Store:
         """Forget the feed and all that it held; raises RefusedError."""
         self.feed(name)
 
-        def write(connection: apsw.Connection) -> dict[str, Any]:
+        def write(connection: apsw.Connection) -> tuple[int, dict[str, Any]]:
             for table in ("listings", "objects", "relations", "verdicts"):
                 connection.execute(f"DELETE FROM {table} WHERE feed = ?", (name,))
             connection.execute("DELETE FROM feeds WHERE name = ?", (name,))
-            self.objects = connection.execute("SELECT count(*) FROM objects").get
             others = {other: feed for other, feed in self.index.feeds.items() if other != name}
-            return {"networks": sql.networks_in(connection), **sql.cold_of(connection, others)}
+            changes = {"networks": sql.networks_in(connection), **sql.cold_of(connection, others)}
+            return sql.objects_in(connection), changes
 
-        def then(changes: dict[str, Any]) -> None:
+        def then(done: tuple[int, dict[str, Any]]) -> None:
+            self.objects, changes = done
             hot = patched(self.index.hot, name, dict.fromkeys(sql.keys_of(self.index.hot, name)))
             feeds = {other: feed for other, feed in self.index.feeds.items() if other != name}
             self._swap(feeds=feeds, hot=hot, **changes)
@@ -509,37 +522,39 @@ class Store:
         self.writer.submit(write, then=then).result()
 
     def expire(self, now_s: float) -> int:
-        """Forget listings that count no more, up to 10,000 at once; how many there were. STIX objects stay."""
+        """Forget listings that count no more, up to 10,000 of a feed; how many there were. STIX objects stay."""
 
-        def write(connection: apsw.Connection) -> tuple[int, dict[str, dict[str, Listings | None]], dict[str, Any]]:
-            ended: dict[str, dict[str, Listings | None]] = {}
+        def write(connection: apsw.Connection) -> tuple[int, dict[str, _Ended], dict[str, Any]]:
+            ended: dict[str, _Ended] = {}
             count = 0
             for name, feed in self.index.feeds.items():
-                rows = sql.query(
-                    connection,
-                    "SELECT key, indicator FROM listings WHERE feed = ? AND (last_s <= ? OR until_s <= ?) LIMIT 10000",
+                found = connection.execute(
+                    "SELECT key, indicator FROM listings WHERE feed = ? AND (last_s <= ? OR until_s <= ?)",
                     (name, now_s - feed.ttl_s, now_s),
                 )
-                rows = [row for row in rows if now_s - self.index.sighted.get(row[0], 0.0) >= feed.ttl_s]
+                over = (row for row in found if now_s - self.index.sighted.get(row[0], 0.0) >= feed.ttl_s)
+                rows = list(islice(over, EXPIRED_AT_ONCE))
+                found.close()
                 connection.executemany(
                     "DELETE FROM listings WHERE feed = ? AND key = ? AND indicator = ?", ((name, *row) for row in rows)
                 )
                 if rows:
                     count += len(rows)
-                    ended[name] = {
+                    listed = {
                         key: next((one for _, one in sql.listed_in(connection, name, key=key)), None) for key, _ in rows
                     }
-                    self._count(connection, name)
+                    ended[name] = _Ended(listed, sql.count_of(connection, name))
             changes = (
                 {"networks": sql.networks_in(connection), **sql.cold_of(connection, self.index.feeds)} if ended else {}
             )
             return count, ended, changes
 
-        def then(done: tuple[int, dict[str, dict[str, Listings | None]], dict[str, Any]]) -> None:
+        def then(done: tuple[int, dict[str, _Ended], dict[str, Any]]) -> None:
             _, ended, changes = done
             hot = self.index.hot
-            for name, listed in ended.items():
+            for name, (listed, count) in ended.items():
                 hot = patched(hot, name, listed)
+                self.counts[name] = count
             if ended:
                 self._swap(hot=hot, **changes)
 
@@ -549,7 +564,6 @@ class Store:
         self, connection: apsw.Connection, feed: Feed, listed: Mapping[str, Listings | None]
     ) -> dict[str, Any]:
         """What of the index changes beside the feed's own listings."""
-        self._count(connection, feed.name)
         changes: dict[str, Any] = {}
         networks = self.index.networks.keys
         if any(key in networks or "/" in key for key in listed):
@@ -561,7 +575,9 @@ class Store:
     def _apply(self, write: Callable[[apsw.Connection], _Written]) -> Loaded:
         # The new dict is made after the commit: of writes that are committed together each builds on the one before.
         def then(done: _Written) -> None:
-            feed, _, listed, changes = done
+            feed, _, listed, changes, count, objects = done
+            self.counts[feed.name] = count
+            self.objects = self.objects if objects is None else objects
             if feed.is_cold:
                 networks = changes.get("networks", self.index.networks).keys
                 listed = {key: listings for key, listings in listed.items() if listings is None or key in networks}

@@ -185,6 +185,28 @@ def test_what_has_expired_is_forgotten(intel: Intel) -> None:
     assert intel.store.counts["list"] == 1
 
 
+def test_what_is_seen_does_not_keep_what_is_not(intel: Intel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have passed their ttl and were seen since, the others are forgotten."""
+    monkeypatch.setattr("services.threat_intel.store.EXPIRED_AT_ONCE", 2)
+    load(intel, "list", [f"203.0.113.{n}" for n in range(5)])
+    feed = intel.store.index.feeds["list"]
+    later_s = feed.updated_s + feed.ttl_s + 10
+    intel.store.index.sighted.update({f"203.0.113.{n}": later_s for n in (0, 1)})
+    assert [intel.store.expire(later_s) for _ in range(3)] == [2, 1, 0]
+
+
+def test_what_failed_is_not_counted(intel: Intel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that is rolled back leaves the counts as they are on disk."""
+    load(intel, "list", ["203.0.113.1"])
+    monkeypatch.setattr("services.threat_intel.rows.networks_in", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load(intel, "list", ["203.0.113.2", "198.51.100.0/24"])
+    with pytest.raises(ZeroDivisionError):
+        intel.store.remove_feed("list")
+    assert intel.store.counts["list"] == 1
+    assert intel.store.objects == 0
+
+
 def test_the_loop_is_a_loop_of_the_framework() -> None:
     """Its settling window, roll-back and hysteresis are the framework's."""
     assert issubclass(FeedTuner, OodaLoop)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.threat_intel.patterns import BadPattern, pattern_of, read_pattern
-from services.threat_intel.values import Kind, NoValue, bounds, host_of, read, suffixes
+from services.threat_intel.patterns import BadPattern, read_pattern
+from services.threat_intel.values import HASHES, Kind, NoValue, bounds, host_of, read, suffixes
 
 MD5, SHA1, SHA256 = "d41d8cd98f00b204e9800998ecf8427e", "a" * 40, "0" * 63 + "f"
 
@@ -73,6 +73,17 @@ def test_what_is_none(text: str) -> None:
     """It is refused with a reason."""
     with pytest.raises(NoValue):
         read(text)
+
+
+def pattern_of(kind: str, key: str) -> str:
+    """A pattern for one value, as STIX 2.1 writes it."""
+    if kind == Kind.FILE:
+        name = HASHES[len(key)]
+        path = f"file:hashes.{name if name == 'MD5' else repr(name)}"
+    else:
+        path = f"{kind}:value"
+    text = key.replace("\\", "\\\\").replace("'", "\\'")
+    return f"[{path} = '{text}']"
 
 
 @given(st.text(max_size=60) | st.from_regex(r"[a-z0-9.:/\[\]@%-]{1,40}", fullmatch=True))
