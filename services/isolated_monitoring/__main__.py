@@ -38,7 +38,7 @@ def main() -> int:
     os.environ.pop("NOTIFY_SOCKET", None)  # what alerts run must not speak for this process
     os.umask(0o077)
     try:
-        settings = read_settings(os.environ)
+        settings = read_settings(os.environ, port=18990)
         prepare(settings.run_dir)
         claimed = claim(
             settings.run_dir,

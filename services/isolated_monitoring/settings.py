@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from services.isolated_monitoring.target import Expect, Kind, Target
 
 NAME = "cdn-isolated-monitoring"
-PORT = 18990
 MODES = ("off", "shadow", "on")
 CONFIG_NAME = "isolated-monitoring.toml"
 ALERTS_NAME = "isolated-monitoring-alerts.jsonl"
@@ -62,7 +61,7 @@ class Settings:
     """CDN_HOST; loopback, unless CDN_ALLOW_PUBLIC=yes"""
     hosts: frozenset[str] = frozenset()
     """CDN_HOSTS: names by which this host is asked, besides loopback; ``*``: any"""
-    port: int = PORT
+    port: int
     """CDN_PORT; 0 lets the system choose"""
     mode: str = "on"
     """CDN_OODA"""
@@ -99,8 +98,11 @@ def default_run_dir(environ: Mapping[str, str]) -> Path:
     return Path("/run/cdn") if os.geteuid() == 0 else Path("run").absolute()
 
 
-def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings of this process; raises SettingError at the first that cannot be."""
+def read_settings(environ: Mapping[str, str], *, port: int) -> Settings:
+    """The settings of this process; raises SettingError at the first that cannot be.
+
+    It listens on that port, unless it is told another.
+    """
     run_dir = default_run_dir(environ)
     longest = len(os.fsencode(run_dir / "supervisor.sock.1234567"))
     if longest > MAX_SOCKET_PATH_BYTES:
@@ -122,7 +124,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         instance=instance,
         host=_host(environ),
         hosts=_hosts(environ),
-        port=int(_number(environ, "CDN_PORT", PORT, 0, 65535, whole=True)),
+        port=int(_number(environ, "CDN_PORT", port, 0, 65535, whole=True)),
         mode=_word(environ, "CDN_OODA", "on", MODES),
         adopt_orphans=_word(environ, "CDN_ORPHANS", "replace", ("replace", "adopt")) == "adopt",
         every_s=_number(environ, "CDN_ISOLATED_EVERY_S", 1.0, 0.2, 60),

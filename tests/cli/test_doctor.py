@@ -196,6 +196,12 @@ def test_declared_port(source: str, port: int | None) -> None:
     assert checks.declared_port(source) == port
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "services").glob("*/__main__.py")), ids=lambda path: path.parent.name)
+def test_every_service_declares_its_port(path: Path) -> None:
+    """Where the check of the ports finds it."""
+    assert checks.declared_port(path.read_text())
+
+
 def test_ports() -> None:
     ours, other = Listener(20, "web"), Listener(99, "nginx")
     holds(checks.ports({"web": 1}, {}, {20}), None)

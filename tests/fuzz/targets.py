@@ -270,7 +270,7 @@ def environment(content: bytes) -> None:
         assert 0 <= settings.port <= 65535
         assert "/" not in settings.instance
     with suppress(isolated_settings.SettingError):
-        isolated_settings.read_settings({"CDN_RUN_DIR": "/nowhere/at/all"} | environ)
+        isolated_settings.read_settings({"CDN_RUN_DIR": "/nowhere/at/all"} | environ, port=0)
 
 
 @target(
@@ -283,7 +283,7 @@ def isolated_toml(content: bytes) -> None:
     """The isolated monitor's file."""
     with suppress(isolated_settings.SettingError):
         path = _file("isolated.toml", content)
-        isolated_settings.read_settings({"CDN_RUN_DIR": "/nowhere", "CDN_ISOLATED_CONFIG": str(path)})
+        isolated_settings.read_settings({"CDN_RUN_DIR": "/nowhere", "CDN_ISOLATED_CONFIG": str(path)}, port=0)
 
 
 # -- requests and lines -----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_the_file_is_one(run_path: Path) -> None:
     """All of its keys are taken."""
     (text,) = blocks("toml")
     (run_path / "isolated-monitoring.toml").write_text(text)
-    settings = read_settings({"CDN_RUN_DIR": str(run_path)})
+    settings = read_settings({"CDN_RUN_DIR": str(run_path)}, port=18990)
     assert [target.name for target in settings.targets] == ["shop", "db"]
     assert len(settings.channels) == 3 + 1
     assert tomllib.loads(text)["settle_s"] == settings.settle_s
