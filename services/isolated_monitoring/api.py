@@ -433,11 +433,7 @@ class Api:
             case "POST", [key]:
                 return shown(await self._change(self._find(key), request.json()))
             case "DELETE", [key]:
-                check = self._find(key)
-                response = shown(check)
-                await self._durably(store.drop_check(check.uuid))
-                self._monitor.checks.pop(check.uuid, None)
-                return response
+                return shown(await self._forget(self._find(key)))
             case "POST", [key, "pause"]:
                 return shown(await self._keep(checks.paused(self._find(key))))
             case "POST", [key, "resume"]:
@@ -507,6 +503,17 @@ class Api:
                     del known[check.uuid]
                 else:
                     known[check.uuid] = before
+            raise
+        return check
+
+    async def _forget(self, check: Check) -> Check:
+        """At once, as whatever is kept of it after this would bring it back, and return when that is durable."""
+        known = self._monitor.checks
+        del known[check.uuid]
+        try:
+            await self._durably(store.drop_check(check.uuid))
+        except RefusedError:
+            known.setdefault(check.uuid, check)
             raise
         return check
 

@@ -30,7 +30,7 @@ LINGER_S, LINGER_BYTES = 2.0, 16_000_000
 """As every service does it (cdn_daemon/intake.py)."""
 CONNECTIONS_MAX = 200
 _NO_BODY = (204, 304)
-_ONCE = frozenset({"content-length", "transfer-encoding", "version", "host", "origin"})
+_ONCE = frozenset({"content-length", "transfer-encoding", "host", "origin"})
 """Two of a kind could mean one thing here, and another to a proxy."""
 
 
@@ -61,6 +61,8 @@ class Request:
     """The address that it was sent to."""
     is_cut: bool = False
     """Its body was longer, and the rest has been dropped."""
+    may_stay: bool = True
+    """Its connection, by its version of HTTP."""
 
     def json(self) -> dict[str, Any]:
         """Its body as an object; raises RefusedError."""
@@ -206,8 +208,7 @@ class Server:
             log.error("cannot answer %s %s", request.method, request.path[:200], exc_info=True)
             response = _refusal(RefusedError(500, "cannot answer: the service has a fault; see its log"))
         self.requests += 1
-        keep = request.headers.get("connection", "").lower() != "close" and not self.is_draining
-        keep = keep and request.headers["version"] == "HTTP/1.1"
+        keep = request.may_stay and request.headers.get("connection", "").lower() != "close" and not self.is_draining
         await _write(writer, response, keep=keep, head=request.method == "HEAD")
         self._busy.discard(task)
         return keep
@@ -283,7 +284,7 @@ def read_head(head: bytes) -> Request:
     words = line.split(" ")
     if len(words) != 3 or not words[0].isalpha() or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise RefusedError(400, "cannot read the request line", value=line[:100])
-    headers = {"version": words[2]}
+    headers: dict[str, str] = {}
     for each in lines:
         name, colon, value = each.partition(":")
         if not colon or not name or name != name.strip():
@@ -297,7 +298,7 @@ def read_head(head: bytes) -> Request:
         query = parse_qs(url.query, keep_blank_values=True, max_num_fields=50)
     except ValueError as error:
         raise RefusedError(400, "cannot read the address", value=words[1][:100]) from error
-    return Request(words[0].upper(), unquote(url.path), query, headers)
+    return Request(words[0].upper(), unquote(url.path), query, headers, may_stay=words[2] == "HTTP/1.1")
 
 
 def _refusal(error: RefusedError) -> Response:

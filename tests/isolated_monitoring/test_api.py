@@ -55,8 +55,31 @@ def test_a_ping_while_a_check_is_changed(tmp_path: Path) -> None:
     assert kept == [checks[ID].plain()]
 
 
+def test_a_check_is_deleted_while_it_is_changed(tmp_path: Path) -> None:
+    """Whichever is first, it is gone, and does not come back from the disk."""
+    database = Store(tmp_path / "monitor.db")
+    database.open()
+    api, checks = api_of(database)
+
+    async def run() -> list[Any]:
+        database.start(asyncio.get_running_loop())
+        await database.do(store.put("check", ID, checks[ID].plain()))
+        deleting = Request("DELETE", f"/api/v3/checks/{ID}", {}, dict(HEADERS))
+        deleted, changed = await asyncio.gather(api(deleting), api(changing("after")), return_exceptions=True)
+        assert not isinstance(deleted, BaseException)
+        assert isinstance(changed, RefusedError)
+        kept: list[Any] = await database.do(store.all_of("check"))
+        return kept
+
+    try:
+        assert asyncio.run(run()) == []
+    finally:
+        database.stop()
+    assert checks == {}
+
+
 def test_what_is_not_kept_has_not_changed() -> None:
-    """Neither a check, nor that there is another."""
+    """Neither a check, nor that there is another, nor that there is none."""
 
     class Full:
         async def do(self, _: store.Job) -> None:
@@ -74,6 +97,7 @@ def test_what_is_not_kept_has_not_changed() -> None:
     before = dict(checks)
     assert asyncio.run(refused(changing("after"))) == 507
     assert asyncio.run(refused(Request("POST", "/api/v3/checks", {}, dict(HEADERS), b'{"name": "new"}'))) == 507
+    assert asyncio.run(refused(Request("DELETE", f"/api/v3/checks/{ID}", {}, dict(HEADERS)))) == 507
     assert checks == before
 
 

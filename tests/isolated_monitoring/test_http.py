@@ -260,6 +260,13 @@ def test_keep_alive_and_pipelining(client: Client) -> None:
     assert raw(client, one * 3).count(b"HTTP/1.1 200 OK") == 3
 
 
+def test_any_header_may_come(client: Client) -> None:
+    """Also one named Version, which says nothing of HTTP's."""
+    answer = raw(client, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nVersion: 2\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"Connection: keep-alive" in answer
+
+
 def test_a_client_of_healthchecks_io(client: Client) -> None:
     """PyPI's healthchecks-io, which only knows the address: make, find, change, ping, pause, delete."""
     base = f"http://127.0.0.1:{client.port}"
