@@ -14,6 +14,7 @@ import xmlrpc.client
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.parsers.expat import ExpatError
 
 import msgspec
 from msgspec.structs import replace
@@ -168,8 +169,11 @@ class Supervisord:
             raise NoSupervisord(f"no fleet runs in {self._run_dir.path}; start it: cdnctl up") from error
         except PermissionError as error:
             raise SupervisordSilent(f"supervisord on {self._run_dir.supervisor} is another user's") from error
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise SupervisordSilent(f"supervisord on {self._run_dir.supervisor} broke off: {error}") from error
+        except (ExpatError, xmlrpc.client.Error, ValueError, TypeError, LookupError) as error:
+            where = self._run_dir.supervisor
+            raise SupervisordSilent(f"what listens on {where} does not answer as supervisord does: {error}") from error
 
     def _why_silent(self) -> str:
         text = f"supervisord on {self._run_dir.supervisor} did not answer within {self._timeout_s:.1f} s"

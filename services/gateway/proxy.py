@@ -326,7 +326,7 @@ class _Exchange:
             while (await self._receive())["type"] != "http.disconnect":
                 continue
             raise ClientGone
-        except (ClientGone, Refusal, UpstreamError) as error:
+        except Exception as error:  # noqa: BLE001 - also what nobody foresaw: who waits for the answer would wait for ever
             connection.fail(error)
 
     async def _pass_body(self, connection: Connection) -> None:

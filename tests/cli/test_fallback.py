@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -254,6 +256,27 @@ def test_a_supervisord_that_cannot_be_asked(fleet: Supervisord) -> None:
     assert f"supervisord {pid} runs, but does not listen" in deaf.stderr
     assert order.returncode == Exit.OK  # its warden may be reached by ATLAS
     assert frozen.stdout.splitlines()[-1] == "2 running"
+
+
+@pytest.mark.parametrize("said", ["", "<", "<html>", "<methodResponse/>", "\0", "<params><param><value><int>x"])
+def test_who_is_no_supervisord(run_dir: RunDir, said: str) -> None:
+    """Whatever listens there and answers something else: it is said, in place of a traceback."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(run_dir.supervisor))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                head = f"HTTP/1.0 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {len(said)}\r\n\r\n"
+                connection.sendall((head + said).encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(fallback.SupervisordSilent, match=r"does not answer as supervisord does|broke off"):
+            fallback.Supervisord(run_dir, timeout_s=30).version()
+        thread.join()
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o755])
