@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from bus.messages import DaemonStatus, HealthStatus, LifecyclePhase, OodaMode, OodaPhase
 from cdn_daemon.exposition import CONTENT_TYPE, exposition
@@ -306,7 +307,7 @@ class ServiceApp:
             text = exposition(subject.status())
         else:
             text = await asyncio.to_thread(self._expose, subject.status())
-        await _answer(scope, send, 200, text.encode(), CONTENT_TYPE.encode())
+        await _answer(scope, send, 200, text.encode(errors="replace"), CONTENT_TYPE.encode())
 
     async def _ooda(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
         status, loop = subject.status(), subject.ooda
@@ -323,7 +324,15 @@ class ServiceApp:
             actions=list(loop.actions),
             cycles=list(loop.cycles),
         )
-        await _answer(scope, send, 200, msgspec.json.encode(view, enc_hook=repr))
+        try:
+            body = msgspec.json.encode(view, enc_hook=repr)
+        except Exception:  # noqa: BLE001 - what an author's loop keeps may be anything
+            view.actions, view.cycles = (
+                [_told(cycle) for cycle in view.actions],
+                [_told(cycle) for cycle in view.cycles],
+            )
+            body = msgspec.json.encode(view)
+        await _answer(scope, send, 200, body)
 
     async def _ooda_mode(self, subject: Subject, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -354,6 +363,25 @@ class ServiceApp:
         "/ooda": _ooda,
         "/ooda/mode": _ooda_mode,
     }
+
+
+def _told(cycle: Cycle) -> Cycle:
+    """The same, with texts for what JSON cannot have."""
+    told = {}
+    for name in ("observation", "picture", "decision"):
+        value = getattr(cycle, name)
+        try:
+            told[name] = msgspec.Raw(msgspec.json.encode(value, enc_hook=repr))
+        except Exception:  # noqa: BLE001 - see above
+            told[name] = msgspec.Raw(msgspec.json.encode(_text(value)))
+    return replace(cycle, **told)
+
+
+def _text(value: object) -> str:
+    try:
+        return repr(value).encode(errors="backslashreplace").decode()
+    except Exception:  # noqa: BLE001 - its own __repr__
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from bus.messages import DaemonStatus, ServiceMetrics
+from bus.messages import DaemonStatus, OodaMode, ServiceMetrics
 from cdn_daemon.exposition import exposition
-from cdn_daemon.ooda import OodaLoop
+from cdn_daemon.ooda import Cycle, OodaLoop
 from cdn_daemon.service import ASGIApp
 from cdn_daemon.web import ServiceApp, Traffic, error_body, nothing_here
 from tests.bus.samples import STATUS
@@ -57,7 +57,7 @@ class Someone:
 
 def asked(app: ASGIApp, path: str = "/", method: str = "GET") -> tuple[int, bytes]:
     """Status and body of what the service answers."""
-    served = ServiceApp(app, Traffic())
+    served = app if isinstance(app, ServiceApp) else ServiceApp(app, Traffic())
     served.subject = Someone()
     sent: list[Any] = []
     given = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -75,6 +75,32 @@ def asked(app: ASGIApp, path: str = "/", method: str = "GET") -> tuple[int, byte
     asyncio.run(served(scope, receive, send))
     assert [message["type"] for message in sent].count("http.response.start") == 1
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+class Nameless:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("picture", [{"\udc80": 1}, Nameless(), 1 << 80, {"a": [Nameless()]}])
+def test_whatever_a_loop_keeps_is_shown(picture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What JSON cannot have is a text, and the rest is as it is."""
+    loop: OodaLoop[Any, Any, Any] = OodaLoop()
+    loop.cycles.append(Cycle(at_s=1.0, mode=OodaMode.ON, observation={"a": 1}, picture=picture))
+    monkeypatch.setattr(Someone, "ooda", loop)
+    code, body = asked(nothing_here, "/ooda")
+    assert code == 200
+    (cycle,) = msgspec.json.decode(body)["cycles"]
+    assert cycle["observation"] == {"a": 1}
+    assert isinstance(cycle["picture"], str | int)
+
+
+def test_a_label_that_is_no_text() -> None:
+    """Costs itself, not the other metrics."""
+    served = ServiceApp(nothing_here, Traffic(), lambda _: 'a{b="\udc80"} 1\n')
+    assert asked(served, "/metrics") == (200, b'a{b="?"} 1\n')
 
 
 @pytest.mark.parametrize("app", [nothing_here, Starlette()], ids=["no application", "Starlette"])
