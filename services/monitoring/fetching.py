@@ -13,7 +13,7 @@ class ScrapeError(Exception):
     """There is no answer that can be used; tells why."""
 
 
-def checked_url(url: str) -> str | None:
+def url_problem(url: str) -> str | None:
     """Why a URL cannot be a target's; None if it can."""
     try:
         parts = urlsplit(url)

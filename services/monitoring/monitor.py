@@ -23,7 +23,7 @@ from services.monitoring.disk import Change, DiskError, Reader
 from services.monitoring.evaluate import Question
 from services.monitoring.exposition import NAME, STALE, FormatError, Labels, Sample, parse_series, read
 from services.monitoring.feed import Feed
-from services.monitoring.fetching import checked_url
+from services.monitoring.fetching import url_problem
 from services.monitoring.keeper import FLUSH_S, Keeper
 from services.monitoring.limits import Limits
 from services.monitoring.promql import Node, QueryError, Selector
@@ -165,7 +165,7 @@ class Monitor:
             [
                 Spec(f"{address}/metrics", (("instance", address.partition("//")[2]), ("job", service)))
                 for service, address in known.values()
-                if checked_url(f"{address}/metrics") is None
+                if url_problem(f"{address}/metrics") is None
             ],
         )
 

@@ -36,7 +36,7 @@ from services.monitoring.api import (
 )
 from services.monitoring.evaluate import Question
 from services.monitoring.exposition import LABEL, NAME, Labels
-from services.monitoring.fetching import checked_url
+from services.monitoring.fetching import url_problem
 from services.monitoring.keeper import FLUSH_S
 from services.monitoring.limits import Limits
 from services.monitoring.monitor import Monitor, RuleState, TooLongError
@@ -317,7 +317,7 @@ class Api:
             )
         specs = []
         for target in asked.targets:
-            if why := checked_url(target.url):
+            if why := url_problem(target.url):
                 raise RefusedError(422, f"cannot scrape this: {why}", value=target.url)
             if NAME in target.labels:
                 raise RefusedError(422, f"cannot use {NAME} as a label of a target", value=target.url)
