@@ -157,13 +157,7 @@ class Warden:
         """Give back what supervisord's loop and the kernel hold for us."""
         while self._restarts.write_postmortems():
             continue
-        node, self._node = self._node, None
-        if node is not None:
-            reach.forget_fd(self._supervisord, node.fd)
-            try:
-                node.publish(self.status())
-            finally:
-                node.close()  # whatever happens: under a living ZeroMQ context a reload would abort
+        self._leave_bus()
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
@@ -175,6 +169,18 @@ class Warden:
             self._waker.close()
             self._waker = None
         self._bailiff.sweep_out(self._table.pids(), time.monotonic())
+
+    @guarded(None)
+    def _leave_bus(self) -> None:
+        """With a last word, which may be too long for a frame."""
+        node, self._node = self._node, None
+        if node is None:
+            return
+        reach.forget_fd(self._supervisord, node.fd)
+        try:
+            node.publish(self.status())
+        finally:
+            node.close()  # whatever happens: under a living ZeroMQ context a reload would abort
 
     @guarded(None)
     def _group_added(self, _event: object) -> None:
