@@ -15,7 +15,7 @@ ALLOWED = {
     "cdn_daemon": {"bus", "cdn_daemon"},
     "cli": {"bus", "cli"},
 }
-COMMON_ROOM = {"services.disk", "services.sqlite", "services.stream", "services.writer"}
+COMMON_ROOM = {"services.disk", "services.json_path", "services.sqlite", "services.stream", "services.writer"}
 """What several services need and the framework does not: databases, streams."""
 OURS = {"bus", "cdn_daemon", "services", "cli", "tests", "benchmarks"}
 PURE = (

@@ -33,6 +33,7 @@ from services.geospatial.limits import Limits
 from services.geospatial.rows import Row, Settings
 from services.geospatial.table import Slots
 from services.geospatial.times import written
+from services.json_path import member
 from services.writer import Writer
 
 TRACKS = "tracks"
@@ -246,10 +247,11 @@ class Store:
         stored = connection.execute("SELECT settings FROM collections WHERE id = ?", (made.id,)).get
         if stored is None:
             raise no_collection(made.layer.name)
-        names = dict.fromkeys(() if is_whole else msgspec.json.decode(stored, type=Settings).names)
+        before = made.settings if is_whole else msgspec.json.decode(stored, type=Settings)
+        names = dict.fromkeys(() if is_whole else before.names)
         for row in rows:
             names.update(dict.fromkeys(row.feature.names))
-        settings = replace(made.settings, names=tuple(names)[: self.limits.properties])
+        settings = replace(before, names=tuple(names)[: self.limits.properties])
         connection.execute("UPDATE collections SET settings = ? WHERE id = ?", (msgspec.json.encode(settings), made.id))
         return made._replace(settings=settings)
 
@@ -402,7 +404,7 @@ class Store:
 
     def having(self, collection: Collection, numbers: Slots, wanted: dict[str, str]) -> Slots:
         """Those of the numbers whose features have properties with these values; or RefusedError."""
-        paths = [f'$.properties."{name}"' for name in wanted]
+        paths = [member("properties", name) for name in wanted]
         condition = " AND ".join(f"{_TEXT_OF} = ?" for _ in wanted)
         bindings: list[Any] = [each for pair in zip(paths, paths, wanted.values(), strict=True) for each in pair]
         deadline_s = time.monotonic() + self.limits.query_s
@@ -435,7 +437,7 @@ class Store:
         changes: list[Change] = []
 
         def write(connection: apsw.Connection) -> Moved:
-            tracks = self.collections[TRACKS]
+            tracks, first = self.collections[TRACKS], self._number
             known: dict[str, tuple[int, float]] = {}
             fresh: list[Position] = []
             for one in ordered:
@@ -448,7 +450,7 @@ class Store:
                 if last is not None and one.at_s <= last[1]:
                     continue
                 if last is None:
-                    if tracks.layer.table.live >= self.limits.tracks:
+                    if tracks.layer.table.live + self._number - first >= self.limits.tracks:
                         raise RefusedError(409, "cannot follow one more object", limit=self.limits.tracks)
                     self._number += 1
                 known[one.object] = (last[0] if last else self._number, one.at_s)

@@ -32,6 +32,7 @@ from services.graph.limits import Limits
 from services.graph.patterns import Match, Matcher, start_of
 from services.graph.views import Snapshot, View
 from services.graph.walk import Path, Route, khop, paths
+from services.json_path import member
 
 
 def node_answer(reading: Reading, key: int, *, properties: bool, distance: int | None = None) -> NodeAnswer | None:
@@ -173,12 +174,10 @@ def _candidates(reading: Reading, asked: QueryRequest, start: str) -> Iterator[i
     wanted = asked.nodes[start]
     db = reading.db
     # The first equality is looked at by SQLite, which need not decode all properties for it; the rest by the matcher.
-    equal = next(
-        ((name, value) for name, value in wanted.where.items() if isinstance(value, str) and '"' not in name), None
-    )
+    equal = next(((name, value) for name, value in wanted.where.items() if isinstance(value, str)), None)
     tests, values = "", []
     if equal is not None:
-        tests, values = " AND json_extract(n.properties, ?) = ?", [f'$."{equal[0]}"', equal[1]]
+        tests, values = " AND json_extract(n.properties, ?) = ?", [member(equal[0]), equal[1]]
         if equal[0] == "attack_id":  # it has an index
             tests, values = " AND json_extract(n.properties, '$.attack_id') = ?", [equal[1]]
     if wanted.id is not None:

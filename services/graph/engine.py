@@ -24,6 +24,7 @@ from services.graph.api import SnapshotState
 from services.graph.store import Store
 from services.graph.views import STEP, Snapshot, SqlView, TimeIsUp, View
 from services.graph.workload import Answered, Question, Workload
+from services.json_path import member
 
 log = logging.getLogger(__name__)
 
@@ -211,8 +212,6 @@ class Engine:
 
     def weights(self, reading: Reading, name: str) -> dict[int, float]:
         """Of relationships by key, as a property of theirs says; raises RefusedError 422 for one that is negative."""
-        if '"' in name:
-            raise RefusedError(422, "cannot weigh by a property with a quotation mark", value=name)
         db = reading.db
         version = SqlView(db).version
         known = self._weights.get(name)
@@ -220,7 +219,7 @@ class Engine:
             rows = db.execute(
                 "SELECT key, json_extract(properties, ?1) AS w FROM relationships "
                 "WHERE typeof(json_extract(properties, ?1)) IN ('integer', 'real')",
-                (f'$."{name}"',),
+                (member(name),),
             )
             known = (version, dict(rows))
             if known[1] and min(known[1].values()) < 0:
@@ -303,7 +302,7 @@ class Engine:
                 continue
             try:
                 found = await pin.answer()
-            except RefusedError as error:  # its node is gone, or it takes too long by now
+            except (RefusedError, apsw.Error) as error:  # its node is gone, it takes too long by now, or the disk fails
                 log.info("no longer kept ready: %s: %s", question.text, error)
                 self.pinned.pop(question, None)
                 continue

@@ -386,7 +386,8 @@ class Store:
             yield db
         finally:
             db.set_progress_handler(None)
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # there is none where BEGIN has failed
+                db.execute("ROLLBACK")
             if self.is_open and self._readers.qsize() < 2 * self.limits.reading:
                 self._readers.put(db)
             else:

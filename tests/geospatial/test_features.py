@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import openapi_spec_validator
 import pyogrio.raw
@@ -13,7 +17,7 @@ from owslib.ogcapi.features import Features
 
 from services.geospatial.limits import Limits
 from tests.geospatial.support import SQUARE, TRIANGLE, Client, airports, collection, feature, point, process, serving
-from tests.support import short_dir
+from tests.support import short_dir, until
 
 AIRPORTS = airports()
 
@@ -306,3 +310,45 @@ def test_what_is_hostile_is_refused_and_the_service_lives(tmp_path: Path) -> Non
             assert client.call("PUT", "/collections/c", body).error["status"] == status
         client.load("c", point("a", 1, 1))
         assert client.get("/collections/c/items").ids == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a\\", "a.b", "$[0]", "é", "\n"])
+def test_any_name_of_a_property(tmp_path: Path, name: str) -> None:
+    """Can be asked for."""
+    with serving(tmp_path) as (client, _):
+        client.load("odd", point("a", 1, 1, **{name: "x"}), point("b", 1, 1, **{name: "y"}))
+        assert client.get(f"/collections/odd/items?{urlencode({name: 'x'})}").ids == ["a"]
+
+
+def test_a_title_is_not_lost_to_a_feature(tmp_path: Path) -> None:
+    """Both are written in one transaction: what the collection is called now, and one feature more."""
+    with serving(tmp_path) as (_, places):
+        store = places.store
+        store.put_whole("c", store.read(json.dumps(point("a", 1, 1)).encode()), title="before")
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            held.set()
+            go_on.wait(30)
+
+        store.writer.submit(hold)
+        assert held.wait(30)
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(store.put_whole, "c", [], title="after")
+            until(lambda: store.writer.waiting() == 1)
+            added = pool.submit(store.put, "c", store.read(json.dumps(point("b", 1, 1)).encode()))
+            until(lambda: store.writer.waiting() == 2)
+            go_on.set()
+            assert (whole.result(), added.result()) == (0, (["b"], 1))
+        assert store.collection("c").settings.title == "after"
+        store.close()
+        store.open()
+        assert store.collection("c").settings.title == "after"
+
+
+def test_one_request_does_not_pass_the_limit_of_tracks(tmp_path: Path) -> None:
+    """However many objects it is of."""
+    with serving(tmp_path, Limits(tracks=2)) as (client, _):
+        many = [{"object": name, "lon": 1, "lat": 1} for name in ("a", "b", "c")]
+        assert client.call("POST", "/tracks", {"positions": many}).status == 409
+        assert client.call("POST", "/tracks", {"positions": many[:2]}).status == 200

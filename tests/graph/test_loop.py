@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import apsw
 import msgspec
 import pytest
 
 from bus.messages import OodaMode
+from cdn_daemon.api import RefusedError
 from services.graph import tuning
 from services.graph.engine import Engine
 from services.graph.limits import Limits
@@ -237,15 +239,14 @@ def test_for_real(tmp_path: Path) -> None:
         assert {one["snapshot"]["engine"] for one in after} == {"snapshot"}
 
 
-def test_a_pinned_question_that_fails_is_given_up(tmp_path: Path) -> None:
-    """Its node is gone; the others are kept ready all the same."""
-    from cdn_daemon.api import RefusedError
-
+@pytest.mark.parametrize("error", [RefusedError(404, "cannot find this node"), apsw.IOError("disk I/O error")])
+def test_a_pinned_question_that_fails_is_given_up(tmp_path: Path, error: Exception) -> None:
+    """Its node is gone, or the disk fails; the others are kept ready all the same."""
     world = World(tmp_path)
     world.engine.use_snapshot(yes=True)
 
     async def gone() -> Answered:
-        raise RefusedError(404, "cannot find this node")
+        raise error
 
     async def there() -> Answered:
         return Answered(b"{", 7, "snapshot", 1.0, 1, 1, 1)
