@@ -161,10 +161,10 @@ class Play:
 
     def _kill(self, name: str) -> float:
         """SIGKILL; when, by the monotonic clock. Returns once it is gone."""
-        pid = self._stage.views()[name].pid
-        if pid is None:
-            raise Problem(f"cannot kill {name}: it has no process", Exit.FAILED)
-        fd = os.pidfd_open(pid)
+        view = self._stage.views().get(name)
+        if view is None or view.pid is None:
+            raise Problem(f"cannot kill {name}: ATLAS knows no process of it", Exit.FAILED)
+        fd = os.pidfd_open(view.pid)
         try:
             at_s = time.monotonic()
             signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -599,10 +599,9 @@ class Play:
         }
 
     def _incident(self) -> dict[str, Any] | None:
-        """The one that is open about ATLAS. Raises Problem if it was told as more than one."""
-        found = self._stage.call(ISOLATED, "GET", "/api/incidents")
-        incidents = found["incidents"] if isinstance(found, dict) else found
-        return next((one for one in incidents if one["root"] == ATLAS), None)
+        """The one that is open about ATLAS."""
+        incidents = self._stage.call(ISOLATED, "GET", "/api/incidents")["incidents"]
+        return next((one for one in incidents if one["root"] == ATLAS and one["is_open"]), None)
 
     def _is_whole(self, pids: dict[str, int | None]) -> bool:
         views = self._stage.views()

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from cli.demo.stage import staged
 from cli.exits import Exit, Problem
 from cli.progress import Progress
 from cli.rendering import Screen, columns
+from cli.selection import ATLAS
 from tests.cli.support import CDNCTL, cdnctl
 from tests.support import ROOT, environment, kill_tree, short_dir, until
 
@@ -186,6 +188,16 @@ def test_an_act_that_cannot_go_on_is_named() -> None:
             story = acts.Play(None, crowd, 1)  # type: ignore[arg-type]  # nothing of the stage is needed
             with pytest.raises(Problem, match=r"ATLAS is killed: cannot go on .*(refused|BadStatusLine)"):
                 story.play("atlas", "ATLAS is killed", act, show)
+
+
+def test_what_an_act_cannot_find_is_told() -> None:
+    """An ATLAS that is silent, in words; an incident that is over is not the one that is waited for."""
+    over = {"root": ATLAS, "is_open": False}
+    stage: Any = SimpleNamespace(views=dict, call=lambda *_: {"incidents": [over]})
+    story = acts.Play(stage, Crowd(), 0)
+    with pytest.raises(Problem, match="cannot kill cdn-data-fabric"):
+        story._kill(FABRIC)
+    assert story._incident() is None
 
 
 def test_another_configuration(home: Path) -> None:
