@@ -6,7 +6,6 @@ have connections of their own.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from services.monitoring.exposition import Labels
-from services.sqlite import Transaction
+from services.sqlite import Transaction, opened
 
 _VERSION = 1
 SPAN_MS = 3_600_000
@@ -42,27 +41,12 @@ class Chunk(NamedTuple):
     content: bytes
 
 
-class DiskError(Exception):
-    """The database cannot be used; the text says what to do."""
-
-
 class Disk:
     """The one connection that writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise DiskError(f"cannot use {path}: its version is {version}, this reads {_VERSION}; move it away")
-            self._db.executescript(f"{_TABLES} PRAGMA user_version={_VERSION};")
-        except (OSError, sqlite3.Error) as error:
-            raise DiskError(f"cannot use {path}: {error}; mend it, or move it away") from error
+        self._db = opened(path, _TABLES, _VERSION)
 
     def close(self) -> None:
         """No more is written."""

@@ -21,11 +21,11 @@ from pathlib import Path
 import msgspec
 
 from cdn_daemon.api import RefusedError
-from services.monitoring.disk import SPAN_MS, Change, Chunk, Disk, DiskError
+from services.monitoring.disk import SPAN_MS, Change, Chunk, Disk
 from services.monitoring.limits import Limits
 from services.monitoring.samples import Columns, packed
 from services.monitoring.store import Batch, Series, Store
-from services.sqlite import refusal
+from services.sqlite import DiskError, refusal
 
 log = logging.getLogger(__name__)
 

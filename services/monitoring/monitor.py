@@ -19,7 +19,7 @@ from bus.messages import AlertState
 from cdn_daemon.api import RefusedError
 from cdn_daemon.service import ConfigurationError
 from services.monitoring import evaluate, promql, rules
-from services.monitoring.disk import Change, DiskError, Reader
+from services.monitoring.disk import Change, Reader
 from services.monitoring.evaluate import Question
 from services.monitoring.exposition import NAME, STALE, FormatError, Labels, Sample, parse_series, read
 from services.monitoring.feed import Feed
@@ -31,6 +31,7 @@ from services.monitoring.rules import Alert, Rule
 from services.monitoring.samples import Columns, unpacked
 from services.monitoring.scraper import HOST, Scraper, Spec
 from services.monitoring.store import FullError, Series, Store
+from services.sqlite import DiskError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -20,11 +20,11 @@ import msgspec
 from msgspec import Struct
 
 from cdn_daemon.api import RefusedError
-from services.sqlite import refusal
+from services.sqlite import DiskError, refusal
 from services.statistical import aggregates
 from services.statistical.aggregates import AnyState
 from services.statistical.changes import Change
-from services.statistical.disk import Disk, DiskError, Row
+from services.statistical.disk import Disk, Row
 from services.statistical.series import Series
 from services.statistical.statsd import GarbageError, Kind, Line
 from services.statistical.store import Store

@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from cdn_daemon.api import EXCEPTION_HANDLERS, INLINE_BYTES, RefusedError, answer, decode, read_body, whole_number
 from cdn_daemon.service import ConfigurationError
+from services.sqlite import DiskError
 from services.statistical import aggregates, compare, statsd
 from services.statistical.api import (
     Changed,
@@ -38,7 +39,6 @@ from services.statistical.api import (
     SideAnswer,
     Value,
 )
-from services.statistical.disk import DiskError
 from services.statistical.intake import Intake
 from services.statistical.keeper import FLUSH_S, Batch, Beat, Keeper, Merge
 from services.statistical.limits import Limits
