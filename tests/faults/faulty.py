@@ -53,6 +53,17 @@ async def hold_by_sleep(request: Request) -> Response:
     return PlainTextResponse("held")
 
 
+async def busy(_: Request) -> Response:
+    """A thread that computes from now on."""
+
+    def compute() -> None:
+        while True:
+            pass
+
+    threading.Thread(target=compute, daemon=True).start()
+    return PlainTextResponse("computing")
+
+
 async def end_daemon(_: Request) -> Response:
     """The daemon's thread raises in its next report."""
 
@@ -101,6 +112,7 @@ def listening() -> list[int]:
 FAULTS: dict[str, Answerer] = {
     "hold-by-regex": hold_by_regex,
     "hold-by-sleep": hold_by_sleep,
+    "busy": busy,
     "end-daemon": end_daemon,
     "ignore-sigterm": ignore_sigterm,
     "storm": storm,

@@ -122,6 +122,7 @@ def _does(path: str) -> Injection:
 
 hold_by_regex = _does("hold-by-regex")
 hold_by_sleep = _does("hold-by-sleep?s=1000")
+keep_busy = _does("busy")
 block_loop = _does("block?s=1000")
 deadlock = _does("deadlock?s=1")
 end_daemon = _does("end-daemon")

@@ -25,11 +25,15 @@ OVERLOADED_S = float(os.environ.get("CDN_FAULT_SECONDS", "10"))
 
 
 def test_overload(run_path: Path) -> None:
-    """8 × cores of busy processes: nobody is killed, ATLAS included, nor who is nice and hardly runs at all."""
+    """8 × cores of busy processes: nobody is killed, ATLAS included, nor who is nice and hardly runs at all.
+
+    Who sleeps mostly gets its turn at once, so the nice one computes: whatever else it does waits for that.
+    """
     with Fleet(run_path, {"web": faulty(), "other": faulty(), "nice": faulty(CDN_NICE="19")}) as fleet:
         victims = [fleet.serving(name) for name in ("web", "other", "nice")]
         atlas = fleet.supervisord.pid("atlas")
         since_s = time.monotonic()
+        injections.keep_busy(victims[2])
         with injections.overload(times_cores=8):
             until(lambda: time.monotonic() - since_s > OVERLOADED_S, within_s=10 * OVERLOADED_S, every_s=0.5)
             until(lambda: "'nice' silent for" in fleet.supervisord.log(), within_s=60.0, what="it has starved")
