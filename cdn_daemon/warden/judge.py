@@ -5,7 +5,8 @@ overload outranks speed. So silence alone convicts nobody:
 
 - time in which the judge itself did not look is charged to no one (excuse);
 - a process that waits for a CPU is starved, not hung: only time in which none of its threads had to wait counts;
-- one that is being traced is under a debugger; one blocked in the kernel (state D) waits for a disk;
+- one that is being traced is under a debugger, and has its limit again when that lets it go; one blocked in the kernel
+  (state D) waits for a disk;
 - many silent at once are the host's fault, not theirs.
 
 Two things need no such care: a process that was stopped by a signal and stays
@@ -132,6 +133,8 @@ class Watched(Struct, frozen=True):
     """When the kernel reported that a signal has stopped it."""
     evidence: Evidence | None = None
     """Since it became a suspect; None if it is none yet."""
+    traced_s: float = float("-inf")
+    """When it was last seen under a tracer."""
     held: bool = False
     """An operator has asked that it be not judged: it is in maintenance."""
 
@@ -210,7 +213,7 @@ def _judge(each: Watched, now_s: float, silent: int, watched: int, many: bool) -
     if silence_s < each.limit_s:
         return None
     said = f"silent for {silence_s:.2f} s (limit {each.limit_s:g})"
-    mercy = _mercy(each, evidence, silence_s, many)
+    mercy = _mercy(each, evidence, silence_s, many, now_s)
     if mercy:
         return Verdict(each.name, Finding.SPARED, f"{said}, but {mercy}")
     if evidence.fair_s < (1.0 - SUSPECT_FRACTION) * each.limit_s - 0.1:
@@ -227,10 +230,12 @@ def _judge(each: Watched, now_s: float, silent: int, watched: int, many: bool) -
     )
 
 
-def _mercy(each: Watched, evidence: Evidence, silence_s: float, many: bool) -> str:
+def _mercy(each: Watched, evidence: Evidence, silence_s: float, many: bool, now_s: float) -> str:
     """Why it is not to blame, whatever the accounts of its time; empty if nothing speaks for it."""
     if evidence.traced:
         return "it is being traced"
+    if now_s - each.traced_s < each.limit_s:
+        return "it was being traced until just now"
     if evidence.starving:
         return "it is waiting for a CPU"
     if evidence.blocked and silence_s < BLOCKED_PATIENCE * each.limit_s:

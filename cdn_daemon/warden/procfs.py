@@ -65,7 +65,9 @@ def sample(pid: int, at_s: float) -> Sample | None:
                 threads[tid] = ThreadSample(fields[0].decode(), cpu_s, waited_s)
     except OSError:
         return None
-    return Sample(at_s=at_s, state=main[0].decode(), traced=_is_traced(pid), threads=threads)
+    # It may have been let go since its state was read.
+    is_traced = main[0] == b"t" or _is_traced(pid)
+    return Sample(at_s=at_s, state=main[0].decode(), traced=is_traced, threads=threads)
 
 
 def waited_s(pid: int) -> float:

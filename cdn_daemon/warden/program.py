@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class Incarnation(Struct):
     trigger: str | None = None
     """It has said WATCHDOG=trigger, with its last STATUS."""
     stopped_since_s: float | None = None
+    traced_s: float = -math.inf
+    """When it was last seen under a tracer."""
     """When the kernel reported that a signal has stopped it."""
     suspected: Sample | None = None
     """What /proc said of it when it became suspect."""

@@ -69,6 +69,8 @@ class Watch:
                     evidence = compare(life.suspected, sample)
                     if sample.state != "T":
                         life.stopped_since_s = None
+                    if sample.traced:
+                        life.traced_s = now_s
             lives[program.name] = life
             watched.append(
                 Watched(
@@ -79,6 +81,7 @@ class Watch:
                     trigger=life.trigger,
                     stopped_since_s=life.stopped_since_s,
                     evidence=evidence,
+                    traced_s=life.traced_s,
                     held=bool(program.maintenance),
                 )
             )

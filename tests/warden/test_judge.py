@@ -47,6 +47,8 @@ def stopped(seconds: float, evidence: Evidence | None) -> Watched:
         (silent(9.0, replace(IDLE, span_s=8.7, waited_s=5.0)), Finding.HUNG),
         (silent(9.0, replace(IDLE, starving=True)), Finding.SPARED),
         (silent(9.0, replace(IDLE, traced=True)), Finding.SPARED),
+        (silent(9.0, replace(IDLE, state="t"), traced_s=NOW_S - 0.01), Finding.SPARED),  # it is about to beat
+        (silent(9.0, IDLE, traced_s=NOW_S - 0.7), Finding.HUNG),
         (silent(0.7, replace(IDLE, blocked=True)), Finding.SPARED),
         (silent(9.0, replace(IDLE, blocked=True)), Finding.HUNG),
         (silent(0.7, replace(IDLE, waited_s=None)), Finding.SPARED),
@@ -125,6 +127,7 @@ WATCHED = st.builds(
     extended_until_s=st.one_of(st.just(0.0), st.floats(NOW_S - 10.0, NOW_S + 10.0)),
     stopped_since_s=st.one_of(st.none(), st.floats(NOW_S - 10.0, NOW_S)),
     evidence=st.one_of(st.none(), EVIDENCE),
+    traced_s=st.floats(NOW_S - 10.0, NOW_S),
     held=st.booleans(),
 )
 
@@ -150,6 +153,7 @@ def test_nobody_is_convicted_without_evidence(watched: list[Watched], late_s: fl
             assert each.evidence is not None
             assert NOW_S - each.heard_s >= each.limit_s
             assert NOW_S - each.extended_until_s >= each.limit_s
+            assert NOW_S - each.traced_s >= each.limit_s
             assert not each.evidence.traced
             assert not each.evidence.starving
             assert each.evidence.fair_s >= 0.6 * each.limit_s - 0.1 - 1e-9
