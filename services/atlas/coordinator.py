@@ -18,7 +18,7 @@ id. So a command arrives at least once; it takes effect at most once, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -136,8 +136,8 @@ class CDNCoordinator:
         self._turns_from_s = 0.0
         self._tables_by_s = 0.0
         """Until then an instance that no warden has told of may have one that is not heard yet."""
-        self._out_of_order: set[str] = set()
-        """Orders taken before it was known what depends on what; none of their commands has begun."""
+        self._early: set[str] = set()
+        """Orders taken before it was known who there is and what depends on what; none of their commands has begun."""
         self._swept_s = 0.0
 
     @property
@@ -186,9 +186,9 @@ class CDNCoordinator:
         for entry in entries:
             self.book.put(entry)
         self._rollouts.add(order.id)
-        if len(names) > 1 and rollout.has_order(order.verb, order.batch) and not self._knows_order(names, now_s):
-            self._out_of_order.add(order.id)
-        actions = self._take_turns(order.id, now_s) if order.id not in self._out_of_order else []
+        if self._is_early(order, names, now_s):
+            self._early.add(order.id)
+        actions = self._take_turns(order.id, now_s) if order.id not in self._early else []
         # All of it is written down before it is taken, and it is taken before anything is sent.
         written = {entry.id: Record(entry) for entry in entries}
         for action in actions:
@@ -203,17 +203,22 @@ class CDNCoordinator:
         names = tuple(names)
         return rollout.waits(order.verb, order.batch, names, {name: self._needs(name) for name in names})
 
-    def _knows_order(self, names: Iterable[str], now_s: float) -> bool:
-        """Whether what depends on what is known, or will not be."""
+    def _is_early(self, order: OrderRequest, names: Sequence[str], now_s: float) -> bool:
+        """Whether a warden's table is to come that tells of one of these, or what depends on what."""
+        if now_s >= self._tables_by_s:
+            return False
         rows, members = self._fleet.rows(), self._fleet.members
-        return now_s >= self._tables_by_s or all(name in rows or name not in members for name in names)
+        if not self._fleet.nodes and not all(name in members for name in names):
+            return True  # what is stopped is in the table alone
+        has_order = len(names) > 1 and rollout.has_order(order.verb, order.batch)
+        return has_order and any(name in members and name not in rows for name in names)
 
     def _put_in_order(self, order_id: str, now_s: float) -> list[Action]:
         entries = self.book.order(order_id)
         names = [entry.name for entry in entries]
-        if not self._knows_order(names, now_s):
+        if entries and self._is_early(entries[0].request, names, now_s):
             return []
-        self._out_of_order.discard(order_id)
+        self._early.discard(order_id)
         after = self._waits(entries[0].request, names) if entries else {}
         changed = [replace(entry, after=after[entry.name]) for entry in entries if entry.after != after[entry.name]]
         return [action for entry in changed for action in self._put(entry)]
@@ -471,7 +476,7 @@ class CDNCoordinator:
         for id_ in list(self.book.open):
             actions += self._look_again(id_, now_s)
         for order_id in list(self._rollouts):
-            if order_id in self._out_of_order:
+            if order_id in self._early:
                 actions += self._put_in_order(order_id, now_s)
             elif now_s >= self._turns_from_s or self._knows_all(order_id, now_s):
                 actions += self._take_turns(order_id, now_s)

@@ -430,6 +430,25 @@ def test_an_order_before_the_warden_is_heard(is_warden_heard: bool) -> None:
     assert stages == ({"web": "waiting", "db": "asked"} if is_warden_heard else {"web": "asked", "db": "waiting"})
 
 
+@pytest.mark.parametrize("is_warden_heard", [True, False])
+def test_an_order_for_what_is_stopped_before_the_warden_is_heard(is_warden_heard: bool) -> None:
+    """Only the warden's table tells of it, so it is not unknown before that could come."""
+    world = World(STOPPED)
+    world.fleet = Fleet()
+    world.coordinator = CDNCoordinator(world.fleet, lambda: f"c{next(world.ids)}", boot_id="b1")
+    world.take(world.coordinator.resume(world.now_s))
+    world.order(Verb.START, "web")
+    assert [view.stage for view in world.coordinator.commands(10)] == ["waiting"]
+    if is_warden_heard:
+        world.table()
+    world.now_s += 0.1 if is_warden_heard else FIRST_GREETING_S
+    for _ in range(2):
+        world.take(world.coordinator.tick(world.now_s))
+    (view,) = world.coordinator.commands(10)
+    assert (view.stage, view.kind) == (("asked", None) if is_warden_heard else ("ended", REJECTED))
+    assert view.reason == ("" if is_warden_heard else "unknown service web")
+
+
 @pytest.mark.parametrize("is_down", [True, False])
 def test_its_time_was_over_while_atlas_was_away(is_down: bool) -> None:
     """Nothing is sent any more. What has become of it is looked at; if that cannot be seen, it is unknown, and why."""
