@@ -52,17 +52,18 @@ class Orphans:
         self._log = log
         self._left: dict[str, list[_Orphan]] = {}
         self._leaders: dict[str, list[int]] = {}
-        """By the CDN_LIFE of an earlier supervisord: pidfds of the processes that it has started itself."""
+        """By the CDN_LIFE of an earlier supervisord: pidfds of what it has started itself, and of who has the lock."""
         self._sweeping: dict[str, float] = {}
         """CDN_LIFE of those that have ended → until when their leftovers are looked for."""
         for pid, life in _of_earlier(run_dir):
             leaders = self._leaders.setdefault(life, [])
-            if not _is_leader(pid):
-                continue
             name = _program_of(life)
+            has_claimed = _has_claimed(run_dir, name, pid)
+            if not (has_claimed or _is_leader(pid)):
+                continue
             try:
                 leaders.append(os.pidfd_open(pid))
-                if str(procfs.parent(pid)) != life.partition("/")[0] and not _has_claimed(run_dir, name, pid):
+                if str(procfs.parent(pid)) != life.partition("/")[0] and not has_claimed:
                     self._left.setdefault(name, []).append(_Orphan(pid, os.pidfd_open(pid)))
             except ProcessLookupError:
                 continue

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from bus.endpoints import RunDir
+from cdn_daemon.warden.orphans import Orphans
 from tests.support import Supervisord, is_running, kill_tree, until
 from tests.warden.programs import FakeAtlas, python
 
@@ -110,3 +113,20 @@ def test_what_an_orphan_has_started_goes_with_it(run_dir: Path, atlas: FakeAtlas
         finally:
             for pid in left.values():
                 kill_tree(pid)
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_who_has_the_lock_is_not_swept_away(run_dir: Path, has_lock: bool) -> None:
+    """Its successor has it drain, though the shell that supervisord had started it by is gone; what has none goes."""
+    life = {**os.environ, "CDN_LIFE": "4194305/web/1", "CDN_RUN_DIR": str(run_dir)}  # beyond the largest pid there is
+    with subprocess.Popen(["sleep", "1000"], env=life, start_new_session=True) as process:
+        try:
+            lock = RunDir(run_dir).lock("web")
+            lock.parent.mkdir(exist_ok=True)
+            lock.write_text(f'{{"incarnation": 1, "pid": {process.pid if has_lock else 1}}}')
+            orphans = Orphans(run_dir, lambda _: None)
+            assert orphans.sweep({"web"}, 0.0) == (0 if has_lock else 1)
+            orphans.close()
+            until(lambda: is_running(process.pid) is has_lock, what="its end, or none")
+        finally:
+            process.kill()
